@@ -80,6 +80,12 @@ class Task(Plugin[TaskConfig], ABC):
     def loss(self, network: "nn.Module", batch: Any) -> "Tensor":
         """Mean training loss of a batch, a scalar with gradient. The network is in train mode."""
 
+    def weights(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+        """One loss weight a sample, from the labels [N] of all training samples of a site (`SampleSet.labels()`), with
+        mean 1; None when every sample counts the same. Who assembles batches puts the weights of a batch's samples
+        under "weight" before `to_device`; the labels themselves never leave the site."""
+        return None
+
     def logits(self, network: "nn.Module", batch: Any) -> "Tensor":
         """Raw outputs [B, classes, ..] for distillation; tasks without logits refuse."""
         raise NotImplementedError(f"{self.config.kind} has no logits")
