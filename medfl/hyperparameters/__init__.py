@@ -1,0 +1,1 @@
+"""Hyper-parameters that move from round to round."""

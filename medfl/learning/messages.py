@@ -1,0 +1,58 @@
+"""What coordinator and site say to each other in a round."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from medfl.update.base import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInfo:
+    """What a site tells about itself when it joins. cases: unique cases by split."""
+
+    name: str
+    cases: Mapping[str, int]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def trains(self) -> bool:
+        return self.cases.get("train", 0) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOrder:
+    """Train in this round. values: the round's hyper-parameters ("local.epochs", "local.learning_rate", ..)."""
+
+    site: str
+    round: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReply:
+    """A site's answer to a TrainOrder.
+
+    payload: the sealed update, or None when the upload gate kept it back. cases: unique cases trained on.
+    loss_start / loss: mean training loss over the first epoch and over the last. seconds: training, and all of it.
+    up_bytes: bytes of this message as sent, set by the transport.
+    """
+
+    site: str
+    round: int
+    payload: Payload | None
+    cases: int
+    steps: int
+    epochs: int
+    loss_start: float
+    loss: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    up_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFailure:
+    """A site did not answer with an update. The run goes on without it."""
+
+    site: str
+    round: int
+    reason: str

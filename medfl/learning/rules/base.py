@@ -1,0 +1,73 @@
+"""LocalRule contract: a site's local objective, its gradient correction and its private state.
+
+A study lists rules; their hooks run in that order. At most one of them may replace the loss (trait "own-loss").
+`direction` corrections act on the flat gradient in place, after the loss's backward pass and before gradient clipping.
+
+Moving numbers (FedProx mu) are configuration fields of type `HyperparameterConfig`; their values of the round arrive in
+`context.values` as "<kind>.<field>".
+"""
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from medfl.plugins import Plugin, PluginConfig, PluginPoint
+from medfl.update.memories.base import SiteState
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from medfl.learning.flat import FlatNetwork
+    from medfl.tasks.base import Task
+
+
+@dataclass
+class LocalContext:
+    """What a rule may see and touch during one local training.
+
+    network: the shared network; `network.parameters` and `network.gradient` are flat tensors [size].
+    anchor: the global vector [size] as received, not to be changed. local: the network that stays at the site, or None.
+    state: the site's private arrays, kept between rounds. values: the round's hyper-parameters by name.
+    """
+
+    site: str
+    round: int
+    task: "Task"
+    network: "FlatNetwork"
+    anchor: "Tensor"
+    local: "FlatNetwork | None"
+    state: SiteState
+    values: Mapping[str, float]
+    steps: int
+    device: "torch.device"
+    scratch: dict[str, Any] = field(default_factory=dict)
+
+
+class LocalRule(Plugin[PluginConfig], ABC):
+    """Every hook does nothing unless a rule overrides it."""
+
+    def begin(self, context: LocalContext) -> None:
+        """Before the first step of a round."""
+
+    def loss(self, context: LocalContext, module: "nn.Module", batch: Any) -> "Tensor | None":
+        """The local objective of a batch, or None to leave it to the task. Trait "own-loss" if ever not None."""
+        return None
+
+    def direction(self, context: LocalContext) -> None:
+        """Correct `context.network.gradient` in place."""
+
+    def finish(self, context: LocalContext) -> None:
+        """After the last step: put what must live on into `context.state`."""
+
+
+RULES = PluginPoint(
+    "local rule",
+    "medfl.rules",
+    {
+        "sgd": "medfl.learning.rules.sgd:Sgd",
+        "fedprox": "medfl.learning.rules.fedprox:FedProx",
+        "distillation": "medfl.learning.rules.distillation:Distillation",
+    },
+)

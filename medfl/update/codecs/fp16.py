@@ -1,0 +1,30 @@
+"""Half precision: 2 bytes a value. Values beyond +-65504 are sent as the largest half, never as infinity."""
+
+from typing import Literal
+
+import numpy as np
+
+from medfl.plugins import PluginConfig
+from medfl.update.base import Payload, Update
+from medfl.update.codecs.base import Codec, dense_values
+
+_LARGEST = np.float32(np.finfo(np.float16).max)
+
+
+class Fp16Config(PluginConfig):
+    kind: Literal["fp16"] = "fp16"
+
+    def traits(self) -> frozenset[str]:
+        return frozenset({"support-dense"})
+
+
+class Fp16(Codec):
+    Config = Fp16Config
+
+    def encode(self, update: Update, rng: np.random.Generator) -> Payload:  # noqa: ARG002
+        halves = np.clip(dense_values(update), -_LARGEST, _LARGEST).astype(np.float16)
+        return Payload("fp16", update.size, (memoryview(halves).cast("B"),))
+
+    def decode(self, payload: Payload, size: int) -> Update:
+        self.check(payload, size, (2 * size,))
+        return Update(np.frombuffer(payload.buffers[0], np.float16).astype(np.float32), size)
