@@ -5,12 +5,11 @@ GroupNorm, Wu & He 2018, arXiv 1803.08494). Nothing acts in place, so per-sample
 """
 
 from math import gcd
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-NormName = Literal["group", "instance"]
+from medfl.tasks.networks.config import NormName
 
 MIN_CHANNELS_PER_GROUP = 4
 """With one channel a group GroupNorm is instance norm, which makes narrow networks train slowly."""

@@ -5,31 +5,12 @@ He et al. 2016 (arXiv 1512.03385), SE inside the residual branch before the addi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfl.tasks.networks.blocks import ConvUnit, SqueezeExcitation, conv, initialise, norm
-
-Stem = Literal["large", "small"]
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """Blocks a stage, and whether blocks are bottlenecks."""
-
-    layers: tuple[int, ...]
-    bottleneck: bool
-
-
-PRESETS = {
-    18: Preset((2, 2, 2, 2), False),
-    34: Preset((3, 4, 6, 3), False),
-    50: Preset((3, 4, 6, 3), True),
-}
-"""The depths of the ResNet paper; their first width is 64."""
+from medfl.tasks.networks.config import Stem
 
 _AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
