@@ -106,8 +106,6 @@ class SiteExecutor:
             losses[step] = self._step(context, batch, optimizer)
             if step_done is not None:
                 step_done(step + 1, steps)
-        for rule in self.parts.rules:
-            rule.finish(context)
         found = losses.cpu().numpy()
         if not np.isfinite(found).all():
             raise RunError.at(
@@ -115,6 +113,8 @@ class SiteExecutor:
                 f"the training loss is not finite from step {int(np.argmin(np.isfinite(found)))} on",
                 "lower local.learning_rate or set local.gradient_clip",
             )
+        for rule in self.parts.rules:
+            rule.finish(context)
         return context, found, per_epoch
 
     def _begin(self, order: TrainOrder, model: FloatVector, state: SiteState, steps: int) -> LocalContext:

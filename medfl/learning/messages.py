@@ -34,7 +34,6 @@ class TrainReply:
 
     payload: the sealed update, or None when the upload gate kept it back. cases: unique cases trained on.
     loss_start / loss: mean training loss over the first epoch and over the last. seconds: training, and all of it.
-    up_bytes: bytes of this message as sent, set by the transport.
     """
 
     site: str
@@ -46,7 +45,6 @@ class TrainReply:
     loss_start: float
     loss: float
     seconds: Mapping[str, float] = field(default_factory=dict)
-    up_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

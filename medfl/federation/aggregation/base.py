@@ -1,0 +1,31 @@
+"""Aggregator contract: combine the updates of a round on arrival, in place, in one vector whatever the number of sites.
+
+Traits: "linear" (a weighted sum, works under a sum-only channel).
+"""
+
+from abc import ABC, abstractmethod
+
+from medfl.plugins import Plugin, PluginConfig, PluginPoint
+from medfl.update.base import Update
+from medfl.update.vector import FloatVector
+
+
+class Aggregator(Plugin[PluginConfig], ABC):
+    @abstractmethod
+    def start(self, size: int) -> None:
+        """Begin a round of updates of `size` values."""
+
+    @abstractmethod
+    def add(self, update: Update, weight: float) -> None:
+        """Take in one admitted update. The order of calls is the round's; `update` may be freed afterwards."""
+
+    @abstractmethod
+    def result(self) -> FloatVector | None:
+        """The combined update [size], valid until the next `start`; None when nothing was added."""
+
+
+AGGREGATORS = PluginPoint(
+    "aggregator",
+    "medfl.aggregators",
+    {"weighted_mean": "medfl.federation.aggregation.weighted_mean:WeightedMean"},
+)

@@ -1,0 +1,216 @@
+"""The federation as state in, state out: plan a round, review and combine what arrives, step. No network, no file, no clock.
+
+    federation = Federation(parts, seed, model)
+    plan = federation.plan(cases)                   # who, and with which hyper-parameters
+    round_ = federation.open(plan, validate)
+    for reply in ...:  round_.receive(reply)        # judged and combined on arrival, in the plan's order
+    outcome = federation.close(round_)              # moves model and state
+
+Simulation and service run this same code.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from medfl.errors import RunError
+from medfl.federation.aggregation.base import Aggregator
+from medfl.federation.regulator.base import Arrival, Bench, RegulatorRule, Score, Verdict, combine
+from medfl.federation.schedule.base import Schedule
+from medfl.federation.server_steps.base import ServerStep
+from medfl.hyperparameters.base import Hyperparameter, Progress
+from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
+from medfl.learning.randomness import generator
+from medfl.privacy.channels.base import Channel
+from medfl.update.codecs.base import Codec
+from medfl.update.vector import FloatVector
+
+Validate = Callable[[FloatVector], Score]
+
+
+@dataclass(frozen=True)
+class FederationParts:
+    """Everything a study says about what happens at the coordinator. values: hyper-parameters by dotted name."""
+
+    schedule: Schedule
+    codec: Codec
+    channel: Channel
+    regulator: Sequence[RegulatorRule]
+    aggregator: Aggregator
+    server: ServerStep
+    values: Mapping[str, Hyperparameter]
+
+    @property
+    def compares_sites(self) -> bool:
+        return any("compares-sites" in rule.config.traits() for rule in self.regulator)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """A round before it is sent: its number from 1, its sites in combining order, its hyper-parameters."""
+
+    round: int
+    cohort: tuple[str, ...]
+    values: Mapping[str, float]
+
+    def orders(self) -> list[TrainOrder]:
+        return [TrainOrder(site, self.round, self.values) for site in self.cohort]
+
+
+@dataclass(slots=True)
+class Contribution:
+    """What became of one site in a round."""
+
+    cases: int = 0
+    steps: int = 0
+    epochs: int = 0
+    loss_start: float = math.nan
+    loss: float = math.nan
+    norm: float = math.nan
+    verdict: Verdict | None = None
+    skipped_upload: bool = False
+    failure: str = ""
+
+
+@dataclass(slots=True)
+class RoundOutcome:
+    """A finished round. loss: case-weighted mean of the admitted sites' losses at the start; moved: false when no
+    update was admitted and the model stayed as it was."""
+
+    plan: RoundPlan
+    sites: dict[str, Contribution] = field(default_factory=dict)
+    loss_start: float = math.nan
+    loss: float = math.nan
+    moved: bool = False
+
+
+class OpenRound:
+    """A round that updates arrive in. Made by `Federation.open`."""
+
+    def __init__(self, parts: FederationParts, plan: RoundPlan, bench: Bench) -> None:
+        self.outcome = RoundOutcome(plan)
+        self._parts = parts
+        self._bench = bench
+        self._held: list[tuple[Arrival, Verdict]] = []
+        parts.aggregator.start(bench.model.size)
+
+    def receive(self, reply: TrainReply) -> Contribution:
+        """Judge an update and combine it. RunError when the site is not in the round or answered already."""
+        self._expect(reply.site, reply.round)
+        mine = self.outcome.sites[reply.site] = Contribution(
+            reply.cases, reply.steps, reply.epochs, reply.loss_start, reply.loss
+        )
+        if reply.payload is None:
+            mine.skipped_upload = True
+            return mine
+        try:
+            payload = self._parts.channel.open(reply.payload, reply.site, reply.round)
+            update = self._parts.codec.decode(payload, self._bench.model.size)
+        except RunError as error:
+            mine.verdict = Verdict("refuse", "shape", error.faults[0].what, 0.0)
+            return mine
+        mine.norm = update.norm()
+        arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)
+        mine.verdict = combine([rule.judge(arrival, self._bench) for rule in self._parts.regulator])
+        if mine.verdict.outcome != "refuse":
+            self._take(arrival, mine.verdict)
+        return mine
+
+    def fail(self, failure: SiteFailure) -> None:
+        """Note that a site did not deliver."""
+        self._expect(failure.site, failure.round)
+        self.outcome.sites[failure.site] = Contribution(failure=failure.reason)
+
+    def _expect(self, site: str, round_: int) -> None:
+        plan = self.outcome.plan
+        if site not in plan.cohort or round_ != plan.round:
+            raise RunError.at(f"site {site}, round {round_}", f"is not awaited in round {plan.round}")
+        if site in self.outcome.sites:
+            raise RunError.at(f"site {site}, round {round_}", "has answered already")
+
+    def _take(self, arrival: Arrival, verdict: Verdict) -> None:
+        if self._parts.compares_sites:
+            self._held.append((arrival, verdict))
+        else:
+            self._parts.aggregator.add(arrival.update, arrival.cases * verdict.factor)
+
+    def settle(self) -> None:
+        """Judge what had to wait for the whole cohort, and combine it in order."""
+        arrivals = [arrival for arrival, _ in self._held]
+        cohort = [rule.judge_cohort(arrivals, self._bench) for rule in self._parts.regulator]
+        for arrival, verdict in self._held:
+            later = [verdicts[arrival.site] for verdicts in cohort if arrival.site in verdicts]
+            final = combine([verdict, *later])
+            self.outcome.sites[arrival.site].verdict = final
+            if final.outcome != "refuse":
+                self._parts.aggregator.add(arrival.update, arrival.cases * final.factor)
+        self._held = []
+
+
+class Federation:
+    """The coordinator's state: the global model and everything that moves from round to round."""
+
+    def __init__(self, parts: FederationParts, seed: int, model: FloatVector) -> None:
+        self.parts = parts
+        self.seed = seed
+        self.model = model
+        self.round = 0
+
+    def plan(self, cases: Mapping[str, int]) -> RoundPlan:
+        """The next round. cases: training cases of every site that is there."""
+        number = self.round + 1
+        cohort = self.parts.schedule.cohort(number, cases, generator(self.seed, "schedule", number))
+        return RoundPlan(number, cohort, {name: moving.value() for name, moving in self.parts.values.items()})
+
+    def open(self, plan: RoundPlan, validate: Validate | None = None) -> OpenRound:
+        return OpenRound(self.parts, plan, Bench(self.model, validate))
+
+    def close(self, round_: OpenRound) -> RoundOutcome:
+        """Combine, step and let the hyper-parameters and the regulator take in the round."""
+        round_.settle()
+        outcome = round_.outcome
+        combined = self.parts.aggregator.result()
+        if combined is not None:
+            self.parts.server.apply(self.model, combined)
+            outcome.moved = True
+        admitted = {
+            site: mine for site, mine in outcome.sites.items() if mine.verdict and mine.verdict.outcome != "refuse"
+        }
+        outcome.loss_start = _mean([(mine.loss_start, mine.cases) for mine in admitted.values()])
+        outcome.loss = _mean([(mine.loss, mine.cases) for mine in admitted.values()])
+        self.round = outcome.plan.round
+        for rule in self.parts.regulator:
+            rule.learn([(site, mine.norm) for site, mine in admitted.items()])
+        for moving in self.parts.values.values():
+            moving.update(Progress(self.round, outcome.loss_start))
+        return outcome
+
+    def state(self) -> tuple[dict[str, Any], dict[str, FloatVector]]:
+        """Everything needed to go on: a JSON-able part and arrays. The arrays are the live ones, not copies."""
+        plain = {
+            "round": self.round,
+            "values": {name: moving.state() for name, moving in self.parts.values.items()},
+            "regulator": {rule.config.kind: rule.state() for rule in self.parts.regulator},
+        }
+        arrays = {"model": self.model}
+        arrays.update({f"server.{name}": array for name, array in self.parts.server.state().items()})
+        return plain, arrays
+
+    def restore(self, plain: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:
+        """Go on from `state()`, exactly."""
+        self.round = plain["round"]
+        self.model = arrays["model"]
+        for name, moving in self.parts.values.items():
+            moving.restore(plain["values"][name])
+        for rule in self.parts.regulator:
+            rule.restore(plain["regulator"][rule.config.kind])
+        prefix = "server."
+        self.parts.server.restore(
+            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        )
+
+
+def _mean(values: Sequence[tuple[float, int]]) -> float:
+    total = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / total if total else math.nan

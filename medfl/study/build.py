@@ -1,0 +1,94 @@
+"""From a Study to the parts that run. The only place that turns configurations into plug-ins."""
+
+from typing import TYPE_CHECKING
+
+from medfl.data.plans.base import PLANS
+from medfl.federation.aggregation.base import AGGREGATORS
+from medfl.federation.regulator.base import REGULATORS
+from medfl.federation.round import FederationParts
+from medfl.federation.schedule.base import SCHEDULES
+from medfl.federation.server_steps.base import SERVER_STEPS
+from medfl.hyperparameters.base import HYPERPARAMETERS, Hyperparameter, found_in
+from medfl.learning.rules.base import RULES
+from medfl.privacy.channels.base import CHANNELS
+from medfl.study.model import Study
+from medfl.tasks.base import TASKS, Task
+from medfl.update.codecs.base import CODECS, Codec
+from medfl.update.gates.base import GATES
+from medfl.update.memories.base import MEMORIES
+from medfl.update.pipeline import UploadPipeline
+from medfl.update.submodels.base import SUBMODELS
+
+if TYPE_CHECKING:
+    import torch
+
+    from medfl.learning.executor import LocalParts
+
+
+def build_task(study: Study) -> Task:
+    task: Task = TASKS.build(study.task)
+    return task
+
+
+def build_codec_down(study: Study) -> Codec:
+    codec: Codec = CODECS.build(study.update.codec_down)
+    return codec
+
+
+def build_local(study: Study) -> "LocalParts":
+    """What happens at a site. Imports torch."""
+    from medfl.learning.executor import LocalParts
+
+    local, update = study.local, study.update
+    return LocalParts(
+        task=build_task(study),
+        plan=PLANS.build(local.plan),
+        rules=[RULES.build(rule) for rule in local.rules],
+        optimizer=local.optimizer,
+        pipeline=UploadPipeline(
+            submodel=SUBMODELS.build(update.submodel),
+            gate=GATES.build(update.gate),
+            memory=MEMORIES.build(update.memory),
+            codec=CODECS.build(update.codec_up),
+        ),
+        channel=CHANNELS.build(update.channel),
+        batch_size=local.batch_size,
+        gradient_clip=local.gradient_clip,
+        max_steps=local.max_steps,
+        seed=study.seed,
+    )
+
+
+def build_federation(study: Study) -> FederationParts:
+    """What happens at the coordinator. Does not import torch."""
+    federation = study.federation
+    return FederationParts(
+        schedule=SCHEDULES.build(federation.schedule),
+        codec=CODECS.build(study.update.codec_up),
+        channel=CHANNELS.build(study.update.channel),
+        regulator=[REGULATORS.build(rule) for rule in federation.regulator],
+        aggregator=AGGREGATORS.build(federation.aggregator),
+        server=SERVER_STEPS.build(federation.server),
+        values=build_values(study),
+    )
+
+
+def build_values(study: Study) -> dict[str, Hyperparameter]:
+    """Every hyper-parameter of the study by dotted name."""
+    configs = found_in("local", study.local)
+    for rule in study.local.rules:
+        configs |= found_in(rule.kind, rule)
+    return {name: HYPERPARAMETERS.build(config) for name, config in configs.items()}
+
+
+def choose_device(study: Study) -> "torch.device":
+    """The study's device; `auto` is CUDA, then Apple's MPS, then the CPU."""
+    import torch
+
+    if study.device != "auto":
+        return torch.device(study.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

@@ -1,0 +1,151 @@
+"""A Study: one YAML that names every part of a federation. Validated whole before anything runs."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from medfl.data.augment.base import AugmentConfig
+from medfl.data.partition.base import PARTITIONS
+from medfl.data.plans.base import PLANS
+from medfl.data.preprocess import PreprocessConfig
+from medfl.data.synthetic.base import SiteShift
+from medfl.data.synthetic.write import SyntheticSpec
+from medfl.federation.aggregation.base import AGGREGATORS
+from medfl.federation.regulator.base import REGULATORS
+from medfl.federation.schedule.base import SCHEDULES
+from medfl.federation.server_steps.base import SERVER_STEPS
+from medfl.hyperparameters.base import HYPERPARAMETERS, HyperparameterConfig
+from medfl.hyperparameters.constant import ConstantConfig
+from medfl.learning.optimizers import AdamOptimizer, OptimizerConfig
+from medfl.learning.rules.base import RULES
+from medfl.plugins import PluginConfig
+from medfl.privacy.channels.base import CHANNELS
+from medfl.tasks.base import TASKS, TaskConfig
+from medfl.update.codecs.base import CODECS
+from medfl.update.gates.base import GATES
+from medfl.update.memories.base import MEMORIES
+from medfl.update.submodels.base import SUBMODELS
+
+Chosen = SerializeAsAny[PluginConfig]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SyntheticSource(SyntheticSpec):
+    """Images that medfl makes itself, as real files, once."""
+
+    kind: Literal["synthetic"] = "synthetic"
+
+
+class DatalistSource(Section):
+    """Images that are there: a datalist.json, or a folder or file that `medfl data import` understands."""
+
+    kind: Literal["datalist"] = "datalist"
+    path: Path | None = Field(None, description="relative to the study file; `--data` replaces it")
+
+
+class DataSection(Section):
+    source: SyntheticSource | DatalistSource = Field(discriminator="kind")
+    partition: Annotated[Chosen, PARTITIONS] = Field(default={"kind": "column"}, validate_default=True)
+    split: tuple[float, float, float] = Field((6, 2, 2), description="train : val : test, by patient")
+    preprocess: PreprocessConfig
+    augment: AugmentConfig | None = None
+    minimum_cases: int = Field(1, ge=1, description="a site with fewer readable training cases refuses")
+
+
+class LocalSection(Section):
+    epochs: Annotated[SerializeAsAny[HyperparameterConfig], HYPERPARAMETERS] = ConstantConfig(value=1)
+    learning_rate: Annotated[SerializeAsAny[HyperparameterConfig], HYPERPARAMETERS] = ConstantConfig(value=0.001)
+    batch_size: int = Field(16, ge=1)
+    optimizer: OptimizerConfig = AdamOptimizer()
+    gradient_clip: float | None = Field(5.0, gt=0, description="Euclidean norm; null for none")
+    max_steps: int | None = Field(None, ge=1, description="upper bound of a round's local steps")
+    plan: Annotated[Chosen, PLANS] = Field(default={"kind": "shards"}, validate_default=True)
+    rules: tuple[Annotated[Chosen, RULES], ...] = Field(default=({"kind": "sgd"},), validate_default=True)
+
+
+class UpdateSection(Section):
+    submodel: Annotated[Chosen, SUBMODELS] = Field(default={"kind": "full"}, validate_default=True)
+    gate: Annotated[Chosen, GATES] = Field(default={"kind": "always"}, validate_default=True)
+    memory: Annotated[Chosen, MEMORIES] = Field(default={"kind": "none"}, validate_default=True)
+    codec_up: Annotated[Chosen, CODECS] = Field(default={"kind": "fp32"}, validate_default=True)
+    codec_down: Annotated[Chosen, CODECS] = Field(default={"kind": "fp32"}, validate_default=True)
+    channel: Annotated[Chosen, CHANNELS] = Field(default={"kind": "clear"}, validate_default=True)
+
+
+class FederationSection(Section):
+    sites: int = Field(4, ge=1, description="how many sites a partition makes, where the data do not say")
+    schedule: Annotated[Chosen, SCHEDULES] = Field(default={"kind": "all"}, validate_default=True)
+    regulator: tuple[Annotated[Chosen, REGULATORS], ...] = Field(
+        default=({"kind": "finite"}, {"kind": "norm_history"}), validate_default=True
+    )
+    aggregator: Annotated[Chosen, AGGREGATORS] = Field(default={"kind": "weighted_mean"}, validate_default=True)
+    server: Annotated[Chosen, SERVER_STEPS] = Field(default={"kind": "sgd"}, validate_default=True)
+
+
+class EvaluationSection(Section):
+    every: int = Field(1, ge=1, description="rounds between two evaluations on the validation splits")
+    unseen: tuple[str, ...] = Field((), description="sites that never train and only evaluate the model")
+    public: str | None = Field(None, description="the site whose validation images the coordinator holds")
+
+
+class Target(Section):
+    metric: str
+    value: float
+
+
+class StopSection(Section):
+    rounds: int = Field(10, ge=1)
+    target: Target | None = Field(None, description="stop when the validation metric reaches this value")
+    patience: int | None = Field(None, ge=1, description="stop after this many evaluations without a better one")
+
+
+class Study(Section):
+    """The whole study. `seed` is the experiment's: it never reaches protective randomness."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
+    description: str = ""
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    task: Annotated[SerializeAsAny[TaskConfig], TASKS]
+    data: DataSection
+    local: LocalSection = LocalSection()
+    update: UpdateSection = UpdateSection()
+    federation: FederationSection = FederationSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    stop: StopSection = StopSection()
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class SimulatedFault(Section):
+    """What `medfl simulate` lets a site do wrong, to try the regulator: never available to a real site.
+
+    nan: sends NaN. scale: sends its update times `factor`. flip_labels: trains on wrong labels for `share` of its cases.
+    """
+
+    kind: Literal["nan", "scale", "flip_labels"]
+    factor: float = 100.0
+    share: float = Field(0.4, gt=0, le=1)
+    from_round: int = Field(1, ge=1)
+
+
+class Policy(Section):
+    """What a hospital allows; wins over the study."""
+
+    tasks: tuple[str, ...] = Field(("classification", "detection", "segmentation"), description="tasks allowed here")
+    minimum_cases: int = Field(1, ge=1, description="refuse to train on fewer cases")
+
+
+class Site(Section):
+    """One hospital's file, `sites/<name>.yaml`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
+    data: Path | None = Field(None, description="this site's images: a datalist.json or a folder to import")
+    synthetic: SiteShift = SiteShift()
+    policy: Policy = Policy()
+    fault: SimulatedFault | None = None

@@ -1,0 +1,129 @@
+"""Which parts of a study may be combined: one table, checked before anything runs, all conflicts at once.
+
+Each part declares traits ("channel:reveals-sum"); a rule names the traits that must not meet, says why, and
+names the nearest combination that works.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from medfl.errors import Fault
+from medfl.plugins import PluginConfig
+from medfl.study.model import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`together`: traits, each "<point>:<trait>" or "<point>=<kind>", that are refused when all are present."""
+
+    name: str
+    together: frozenset[str]
+    why: str
+    instead: str
+
+
+RULES = (
+    Rule(
+        "C1",
+        frozenset({"codec_up:support-own", "channel:reveals-sum"}),
+        "each site chooses its own coordinates, which a sum cannot tell apart",
+        "use a dense codec or a shared support, or channel: clear",
+    ),
+    Rule(
+        "C15",
+        frozenset({"channel:reveals-sum", "regulator:needs-each-update"}),
+        "the regulator must look at each update, and the channel opens only the sum",
+        "use the rules finite and norm_limit, or channel: clear",
+    ),
+    Rule(
+        "C12",
+        frozenset({"rules:client-momentum", "server:server-momentum"}),
+        "momentum kept at the sites and at the coordinator multiply and blow up",
+        "keep one of them: server: sgd",
+    ),
+    Rule(
+        "one-loss",
+        frozenset({"rules:own-loss-twice"}),
+        "two local rules replace the loss",
+        "keep one of them",
+    ),
+    Rule(
+        "teacher",
+        frozenset({"rules:needs-teacher", "task:no-teacher"}),
+        "distillation needs a network that stays at the site, and the task has none",
+        "set task.teacher (segmentation), or drop the rule distillation",
+    ),
+    Rule(
+        "public-data",
+        frozenset({"regulator:needs-public-data", "evaluation:no-public"}),
+        "the rule scores each update on public images, and the study names none",
+        "set evaluation.public to a site whose validation images the coordinator may use, or drop the rule",
+    ),
+    Rule(
+        "public-trains",
+        frozenset({"evaluation:public-trains"}),
+        "the public site must not train: its images judge the others' updates",
+        "add it to evaluation.unseen",
+    ),
+    Rule(
+        "dimensions",
+        frozenset({"data:other-dimensions"}),
+        "task.spatial_dims differs from the number of axes of data.preprocess.size",
+        "give one size for each space axis",
+    ),
+    Rule(
+        "synthetic-task",
+        frozenset({"data:other-task"}),
+        "data.source makes images for another task than task.kind",
+        "set data.source.task to the study's task",
+    ),
+)
+
+
+def conflicts(study: Study) -> Iterator[Fault]:
+    """A fault for every rule that the study breaks."""
+    present = traits(study)
+    for rule in RULES:
+        if rule.together <= present:
+            where = " + ".join(sorted(trait.split(":")[0].split("=")[0] for trait in rule.together))
+            yield Fault(f"study {study.name}: {where} (rule {rule.name})", rule.why, rule.instead)
+
+
+def traits(study: Study) -> frozenset[str]:
+    """Everything that the study's parts say about themselves."""
+    update, federation = study.update, study.federation
+    points: dict[str, tuple[PluginConfig, ...]] = {
+        "task": (study.task,),
+        "plan": (study.local.plan,),
+        "rules": study.local.rules,
+        "submodel": (update.submodel,),
+        "gate": (update.gate,),
+        "memory": (update.memory,),
+        "codec_up": (update.codec_up,),
+        "codec_down": (update.codec_down,),
+        "channel": (update.channel,),
+        "schedule": (federation.schedule,),
+        "regulator": federation.regulator,
+        "aggregator": (federation.aggregator,),
+        "server": (federation.server,),
+    }
+    found = {f"{point}={config.kind}" for point, configs in points.items() for config in configs}
+    found |= {f"{point}:{trait}" for point, configs in points.items() for config in configs for trait in config.traits()}
+    return frozenset(found | set(_of_the_whole(study)))
+
+
+def _of_the_whole(study: Study) -> Iterator[str]:
+    if sum("own-loss" in rule.traits() for rule in study.local.rules) > 1:
+        yield "rules:own-loss-twice"
+    if getattr(study.task, "teacher", None) is None:
+        yield "task:no-teacher"
+    if study.evaluation.public is None:
+        yield "evaluation:no-public"
+    elif study.evaluation.public not in study.evaluation.unseen:
+        yield "evaluation:public-trains"
+    size = study.data.preprocess.size
+    if size is not None and len(size) != study.task.spatial_dims:
+        yield "data:other-dimensions"
+    source = study.data.source
+    if source.kind == "synthetic" and source.task != study.task.kind:
+        yield "data:other-task"

@@ -1,0 +1,188 @@
+"""Where a study's images come from, and which site holds which."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from medfl.data.base import Case, Datalist, SiteData
+from medfl.errors import DataError, Faults, StudyError
+from medfl.study.model import Site, Study
+
+POOLED = "pooled"
+
+
+class RunInputs(BaseModel):
+    """Everything that defines a run beside its folder; JSON-able, so that a worker process or a resumed run gets the same.
+
+    data: replaces the study's source. pooled: all training cases at one site (the centralised baseline). only: this site alone
+    trains. Sites that do not train are still evaluated.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study: Study
+    sites: tuple[Site, ...] = ()
+    data: Path | None = None
+    cache: Path
+    pooled: bool = False
+    only: str | None = None
+
+
+def default_cache() -> Path:
+    """$MEDFL_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MEDFL_CACHE") or Path(base) / "medfl")
+
+
+def site_cases(inputs: RunInputs) -> dict[str, tuple[Case, ...]]:
+    """The cases of every site, split and partitioned; StudyError or DataError with all faults.
+
+    Pure apart from reading: the same inputs give the same answer in every process. Synthetic images are written on
+    the first call and found again later.
+    """
+    from medfl.data.partition.base import PARTITIONS
+    from medfl.data.split import assign_splits
+
+    study = inputs.study
+    datalist = open_datalist(inputs)
+    _check_task(study, datalist)
+    partition = PARTITIONS.build(study.data.partition)
+    cases = partition.assign(datalist.cases, _site_names(inputs, datalist), study.seed)
+    cases = assign_splits(cases, study.data.split, study.seed)
+    found: dict[str, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.site, []).append(case)
+    _check_sites(inputs, found)
+    return _with_roles(inputs, {site: tuple(found[site]) for site in sorted(found)})
+
+
+def open_datalist(inputs: RunInputs) -> Datalist:
+    """The datalist of a run: `--data`, the sites' own, or the study's source."""
+    from medfl.data.importers import find_datalist
+
+    own = [site for site in inputs.sites if site.data is not None]
+    if inputs.data is None and own:
+        return _joined(inputs, own)
+    source = inputs.study.data.source
+    if inputs.data is not None:
+        return find_datalist(inputs.data)
+    if source.kind == "synthetic":
+        return _synthetic(inputs)
+    if source.path is None:
+        raise StudyError.at("data.source.path", "the study does not say where its images are", "set it, or give --data")
+    return find_datalist(source.path)
+
+
+def _joined(inputs: RunInputs, own: Sequence[Site]) -> Datalist:
+    from medfl.data.importers import find_datalist
+
+    faults, lists = Faults(), []
+    for site in inputs.sites:
+        if site.data is None:
+            faults.add(f"site {site.name}", "has no data while other sites name theirs", "set `data` in its file")
+            continue
+        try:
+            lists.append((site.name, find_datalist(site.data)))
+        except DataError as error:
+            faults.extend(error.faults)
+    faults.raise_if_any(DataError)
+    cases = [replace(case, site=name, key=f"{name}/{case.key}") for name, datalist in lists for case in datalist.cases]
+    return replace(lists[0][1], cases=tuple(cases))
+
+
+def _synthetic(inputs: RunInputs) -> Datalist:
+    from medfl.data.manifest import load_datalist
+    from medfl.data.synthetic.write import SyntheticSpec, write_federation
+
+    source = inputs.study.data.source
+    if source.kind != "synthetic":
+        raise StudyError.at("data.source", "is not synthetic")
+    shifts = {site.name: site.synthetic for site in inputs.sites}
+    if not shifts:
+        raise StudyError.at("sites", "synthetic images need site files", "give --sites a folder with one YAML a hospital")
+    spec = SyntheticSpec.model_validate(source.model_dump(exclude={"kind"}))
+    text = json.dumps(
+        [spec.model_dump(mode="json"), {name: shift.model_dump(mode="json") for name, shift in shifts.items()}], sort_keys=True
+    )
+    key = hashlib.sha256(f"{text}|{inputs.study.seed}".encode()).hexdigest()[:16]
+    folder = inputs.cache / "synthetic" / key
+    if not (folder / "datalist.json").is_file():
+        write_federation(folder, spec, shifts, inputs.study.seed)
+    return load_datalist(folder / "datalist.json")
+
+
+def _site_names(inputs: RunInputs, datalist: Datalist) -> tuple[str, ...]:
+    """Names for a partition that makes sites itself: the site files', else the datalist's, else generic ones."""
+    if inputs.sites:
+        return tuple(site.name for site in inputs.sites if site.name not in inputs.study.evaluation.unseen)
+    named = sorted({case.site for case in datalist.cases if case.site})
+    return tuple(named) or tuple(f"site{number + 1}" for number in range(inputs.study.federation.sites))
+
+
+def _check_task(study: Study, datalist: Datalist) -> None:
+    if datalist.task != study.task.kind:
+        raise StudyError.at(
+            f"datalist {datalist.name}", f"is for {datalist.task}, the study trains {study.task.kind}", "use the study for it"
+        )
+    if len(datalist.classes) != len(study.task.classes):
+        raise StudyError.at(
+            "task.classes",
+            f"names {len(study.task.classes)} classes, the images have {len(datalist.classes)}: {', '.join(datalist.classes)}",
+            f"--set task.classes='[{', '.join(datalist.classes)}]'",
+        )
+
+
+def _check_sites(inputs: RunInputs, found: Mapping[str, Any]) -> None:
+    evaluation, faults = inputs.study.evaluation, Faults()
+    named = [("evaluation.unseen", name) for name in evaluation.unseen]
+    named += [("evaluation.public", name) for name in (evaluation.public, ) if name]
+    named += [("--only", name) for name in (inputs.only, ) if name]
+    for key, name in named:
+        if name not in found:
+            faults.add(key, f"names {name!r}, which has no images", f"sites with images: {', '.join(sorted(found))}")
+    faults.raise_if_any(StudyError)
+
+
+def _with_roles(inputs: RunInputs, cases: dict[str, tuple[Case, ...]]) -> dict[str, tuple[Case, ...]]:
+    """Take the training split away from sites that must not train, and pool it when asked."""
+    quiet = set(inputs.study.evaluation.unseen)
+    pool = tuple(case for site, own in cases.items() if site not in quiet for case in own if case.split == "train")
+    if inputs.pooled:
+        quiet = set(cases)
+    elif inputs.only:
+        quiet = set(cases) - {inputs.only}
+    kept = {
+        site: tuple(case for case in own if site not in quiet or case.split != "train") for site, own in cases.items()
+    }
+    if inputs.pooled:
+        kept[POOLED] = pool
+    return {site: own for site, own in kept.items() if own}
+
+
+def load_site_data(inputs: RunInputs, site: str, cases: Sequence[Case]) -> SiteData:
+    """The preprocessed data of one site, from the cache where it can; DataError when it is below its minimum."""
+    from medfl.data.site_data import load_site
+
+    study = inputs.study
+    policy = next((known.policy for known in inputs.sites if known.name == site), None)
+    trains = any(case.split == "train" for case in cases)
+    minimum = max(study.data.minimum_cases, policy.minimum_cases if policy else 1) if trains else 0
+    if policy and trains and study.task.kind not in policy.tasks:
+        raise StudyError.at(f"site {site}", f"its policy does not allow {study.task.kind}", "ask the site's data steward")
+    return load_site(
+        site,
+        cases,
+        task=study.task.kind,
+        classes=study.task.classes,
+        preprocess=study.data.preprocess,
+        augment=study.data.augment,
+        seed=study.seed,
+        cache_dir=inputs.cache,
+        minimum_cases=minimum,
+    )

@@ -1,0 +1,73 @@
+"""Transport contract: how orders reach sites and answers come back.
+
+The coordinator talks to every implementation in the same way; the same study gives the same model, bit for bit, over all
+of them. Answers are yielded in the order of the orders, whatever order they arrive in. Bytes are counted from the
+messages that are (or, inside one process, would be) sent.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from medfl.learning.messages import SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.tasks.base import Statistics
+from medfl.update.base import Payload
+from medfl.update.vector import FloatVector, Layout
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+LocalProgress = Callable[[str, int, int], None]
+"""Called with (site, steps done, steps planned) while a site trains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One site's answer. state: its private arrays after the round, kept so that the run can resume; they are the
+    site's own and reach no part of the coordinator but the simulation's journal."""
+
+    answer: TrainReply | SiteFailure
+    down_bytes: int
+    up_bytes: int
+    state: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A site's additive statistics on one split."""
+
+    site: str
+    split: str
+    statistics: Statistics
+    down_bytes: int
+    up_bytes: int
+
+
+class Transport(ABC):
+    @abstractmethod
+    def open(self) -> list[SiteInfo]:
+        """Make the sites ready; InputError with the faults of all sites that cannot take part."""
+
+    @abstractmethod
+    def initial_model(self) -> tuple[FloatVector, Layout]:
+        """The freshly initialised network's vector, from the study's seed."""
+
+    @abstractmethod
+    def train(
+        self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
+    ) -> Iterator[Delivery]:
+        """Send the model with each order; yield one delivery an order, in their order."""
+
+    @abstractmethod
+    def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:
+        """Evaluate the model at each (site, split); yield in this order."""
+
+    @abstractmethod
+    def restore(self, states: Mapping[str, Arrays]) -> None:
+        """Give the sites their private arrays back (resume of a simulation)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every process and connection. May be called more than once."""

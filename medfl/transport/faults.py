@@ -1,0 +1,69 @@
+"""Simulated faults: what a broken or hostile site would do, to try a regulator in `medfl simulate`.
+
+Not reachable outside a simulation: the services never read `Site.fault`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medfl.data.base import SampleInfo, SampleSet, SiteData
+from medfl.learning.messages import TrainReply
+from medfl.learning.randomness import generator
+from medfl.study.model import SimulatedFault, Study
+from medfl.update.base import Update
+from medfl.update.codecs.base import Codec
+
+
+def corrupt(reply: TrainReply, fault: SimulatedFault, codec: Codec) -> TrainReply:
+    """The reply as a site with this fault would send it."""
+    if reply.payload is None or reply.round < fault.from_round or fault.kind == "flip_labels":
+        return reply
+    update = codec.decode(reply.payload, reply.payload.size)
+    values = update.values * np.float32(fault.factor if fault.kind == "scale" else np.nan)
+    wrong = Update(values, update.size, update.indices)
+    return replace(reply, payload=codec.encode(wrong, np.random.default_rng(0)))
+
+
+def corrupted_data(data: SiteData, fault: SimulatedFault, study: Study) -> SiteData:
+    """The site's data with the training labels of a share of its samples moved to another class."""
+    if fault.kind != "flip_labels" or "train" not in data.splits:
+        return data
+    train = data.splits["train"]
+    wrong = generator(study.seed, "flip", data.site).random(len(train)) < fault.share
+    flipped = _FlippedLabels(train, wrong, len(study.task.classes))
+    return replace(data, splits={**data.splits, "train": flipped})
+
+
+class _FlippedLabels:
+    """A SampleSet whose marked samples carry the next class (for masks: every voxel's next class)."""
+
+    def __init__(self, samples: SampleSet, wrong: npt.NDArray[np.bool_], classes: int) -> None:
+        self._samples = samples
+        self._wrong = wrong
+        self._classes = classes
+
+    @property
+    def cases(self) -> int:
+        return self._samples.cases
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Mapping[str, Any]:
+        batch = dict(self._samples.batch(indices))
+        labels = [self._moved(label, i) for label, i in zip(batch["label"], indices, strict=True)]
+        batch["label"] = np.stack(labels) if isinstance(batch["label"], np.ndarray) else labels
+        return batch
+
+    def _moved(self, label: Any, index: int) -> Any:
+        return ((label + 1) % self._classes).astype(label.dtype) if self._wrong[index] else label
+
+    def info(self, index: int) -> SampleInfo:
+        return self._samples.info(index)
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self._samples.labels()

@@ -1,0 +1,85 @@
+"""What runs at the sites' end of a transport inside one process: some sites, one network, their private states."""
+
+from collections.abc import Mapping, Sequence
+
+from medfl.data.base import Case, SiteData
+from medfl.errors import Faults, InputError, MedflError, RunError
+from medfl.learning.executor import SiteExecutor, StepDone
+from medfl.learning.flat import initial_vector
+from medfl.learning.messages import SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.study.build import build_codec_down, build_local, choose_device
+from medfl.study.sources import RunInputs, load_site_data
+from medfl.tasks.base import Statistics
+from medfl.transport.base import Arrays
+from medfl.transport.faults import corrupt, corrupted_data
+from medfl.update.base import Payload
+from medfl.update.vector import FloatVector, Layout
+
+
+class SiteHost:
+    """Sites that share one process and one network."""
+
+    def __init__(self, inputs: RunInputs, cases: Mapping[str, Sequence[Case]]) -> None:
+        self._inputs = inputs
+        self._cases = cases
+        self._faults = {site.name: site.fault for site in inputs.sites if site.fault is not None}
+        self._data: dict[str, SiteData] = {}
+        self._states: dict[str, Arrays] = {name: {} for name in cases}
+        self._codec = build_codec_down(inputs.study)
+        self._received: tuple[Payload, FloatVector] | None = None
+        parts = build_local(inputs.study)
+        self._executor = SiteExecutor(parts, choose_device(inputs.study))
+
+    def open(self) -> list[SiteInfo]:
+        """Load every site's data; InputError with the faults of all sites."""
+        faults, infos = Faults(), []
+        for name, cases in self._cases.items():
+            try:
+                data = load_site_data(self._inputs, name, cases)
+            except InputError as error:
+                faults.extend(error.faults)
+                continue
+            infos.append(
+                SiteInfo(
+                    name,
+                    {split: samples.cases for split, samples in data.splits.items()},
+                    {skipped.key: skipped.reason for skipped in data.skipped},
+                )
+            )
+            fault = self._faults.get(name)
+            self._data[name] = corrupted_data(data, fault, self._inputs.study) if fault else data
+        faults.raise_if_any(InputError)
+        return infos
+
+    def initial_model(self) -> tuple[FloatVector, Layout]:
+        return initial_vector(self._executor.parts.task, self._inputs.study.seed)
+
+    def receive(self, model: Payload) -> FloatVector:
+        """The decoded model; decoded once for all sites of this process."""
+        if self._received is None or self._received[0] is not model:
+            size = self._executor.network.layout.size
+            self._received = model, self._codec.decode(model, size).dense()
+        return self._received[1]
+
+    def train(
+        self, order: TrainOrder, model: Payload, step_done: StepDone | None = None
+    ) -> tuple[TrainReply | SiteFailure, Arrays]:
+        """Train one site. What goes wrong at the site is a SiteFailure: it costs the round one site, not the run."""
+        state = dict(self._states[order.site])
+        try:
+            reply = self._executor.train(self._data[order.site], order, self.receive(model), state, step_done)
+        except MedflError as error:
+            return SiteFailure(order.site, order.round, str(error)), self._states[order.site]
+        self._states[order.site] = state
+        fault = self._faults.get(order.site)
+        return (corrupt(reply, fault, self._executor.parts.pipeline.codec) if fault else reply), state
+
+    def evaluate(self, site: str, split: str, model: Payload) -> Statistics:
+        """The task's statistics of the model on a split of a site."""
+        samples = self._data[site].splits.get(split)
+        if samples is None:
+            raise RunError.at(f"site {site}", f"has no {split} split")
+        return self._executor.evaluate(samples, self.receive(model))
+
+    def restore(self, states: Mapping[str, Arrays]) -> None:
+        self._states.update({name: dict(arrays) for name, arrays in states.items() if name in self._states})

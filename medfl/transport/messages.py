@@ -1,0 +1,59 @@
+"""The round's messages as bytes, in the format of `medfl.update.wire`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from medfl.errors import RunError
+from medfl.learning.messages import TrainOrder, TrainReply
+from medfl.tasks.base import Statistics
+from medfl.update.base import Payload
+from medfl.update.wire import Buffer, pack_arrays, parts, unpack, unpack_arrays
+
+MAX_STATISTICS = 256 * 2**20
+
+
+def encode_order(order: TrainOrder, model: Payload) -> list[Buffer]:
+    header = {"site": order.site, "round": order.round, "values": dict(order.values), "model": model.header()}
+    return parts(header, model.buffers)
+
+
+def decode_order(header: Mapping[str, Any]) -> TrainOrder:
+    return TrainOrder(header["site"], header["round"], header["values"])
+
+
+def encode_reply(reply: TrainReply) -> list[Buffer]:
+    header: dict[str, Any] = {
+        name: getattr(reply, name) for name in ("site", "round", "cases", "steps", "epochs", "loss_start", "loss")
+    }
+    header["seconds"] = dict(reply.seconds)
+    if reply.payload is None:
+        return parts(header)
+    return parts({**header, "payload": reply.payload.header()}, reply.payload.buffers)
+
+
+def decode_reply(message: Buffer) -> TrainReply:
+    """The reply of a received message; RunError when a field is missing."""
+    header, buffers = unpack(message)
+    described = header.pop("payload", None)
+    try:
+        return TrainReply(**header, payload=Payload.of(described, buffers) if described else None)
+    except (KeyError, TypeError) as error:
+        raise RunError.at("reply", f"does not have the fields of a training reply: {error}") from error
+
+
+def encode_statistics(statistics: Statistics) -> bytes:
+    """Statistics are mostly empty histograms, so they travel compressed."""
+    return zstandard.compress(b"".join(pack_arrays({}, dict(statistics))), 1)
+
+
+def decode_statistics(message: Buffer) -> Statistics:
+    """RunError for anything that is not a set of statistics, or is larger than MAX_STATISTICS when unpacked."""
+    try:
+        plain = zstandard.decompress(bytes(message), max_output_size=MAX_STATISTICS)
+    except zstandard.ZstdError as error:
+        raise RunError.at("statistics", f"cannot be unpacked: {error}") from error
+    _, arrays = unpack_arrays(plain)
+    return {name: np.array(values, np.float64) for name, values in arrays.items()}
