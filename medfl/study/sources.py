@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,19 @@ def default_cache() -> Path:
     return Path(os.environ.get("MEDFL_CACHE") or Path(base) / "medfl")
 
 
-def site_cases(inputs: RunInputs) -> dict[str, tuple[Case, ...]]:
+@dataclass(frozen=True)
+class Assignment:
+    """Which site holds which cases. unseen: sites that evaluate without ever being meant to train."""
+
+    cases: Mapping[str, tuple[Case, ...]]
+    unseen: frozenset[str]
+
+
+def assign_cases(inputs: RunInputs) -> Assignment:
     """The cases of every site, split and partitioned; StudyError or DataError with all faults.
 
-    Pure apart from reading: the same inputs give the same answer in every process. Synthetic images are written on
-    the first call and found again later.
+    The same inputs give the same answer in every process. Synthetic images are written on the first call and found
+    again later.
     """
     from medfl.data.partition.base import PARTITIONS
     from medfl.data.split import assign_splits
@@ -59,7 +67,9 @@ def site_cases(inputs: RunInputs) -> dict[str, tuple[Case, ...]]:
     for case in cases:
         found.setdefault(case.site, []).append(case)
     _check_sites(inputs, found)
-    return _with_roles(inputs, {site: tuple(found[site]) for site in sorted(found)})
+    unseen = {name for name, own in found.items() if not any(case.split == "train" for case in own)}
+    unseen |= set(study.evaluation.unseen)
+    return Assignment(_with_roles(inputs, found, unseen), frozenset(unseen))
 
 
 def open_datalist(inputs: RunInputs) -> Datalist:
@@ -149,16 +159,16 @@ def _check_sites(inputs: RunInputs, found: Mapping[str, Any]) -> None:
     faults.raise_if_any(StudyError)
 
 
-def _with_roles(inputs: RunInputs, cases: dict[str, tuple[Case, ...]]) -> dict[str, tuple[Case, ...]]:
+def _with_roles(inputs: RunInputs, cases: Mapping[str, list[Case]], unseen: set[str]) -> dict[str, tuple[Case, ...]]:
     """Take the training split away from sites that must not train, and pool it when asked."""
-    quiet = set(inputs.study.evaluation.unseen)
-    pool = tuple(case for site, own in cases.items() if site not in quiet for case in own if case.split == "train")
+    pool = tuple(case for site in sorted(set(cases) - unseen) for case in cases[site] if case.split == "train")
+    quiet = set(unseen)
     if inputs.pooled:
         quiet = set(cases)
     elif inputs.only:
         quiet = set(cases) - {inputs.only}
     kept = {
-        site: tuple(case for case in own if site not in quiet or case.split != "train") for site, own in cases.items()
+        site: tuple(case for case in cases[site] if site not in quiet or case.split != "train") for site in sorted(cases)
     }
     if inputs.pooled:
         kept[POOLED] = pool

@@ -1,0 +1,289 @@
+"""Runs a study over a transport: the loop of rounds, the journal, the run folder. Knows neither networks nor screens."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medfl.coordinator import records
+from medfl.coordinator.files import append_line, save_model, write_json, write_lines
+from medfl.coordinator.journal import Arrays, Journal
+from medfl.coordinator.observer import Observer
+from medfl.coordinator.stopping import stopped_by
+from medfl.errors import InputError, RunError, StudyError
+from medfl.federation.round import Federation, RoundOutcome
+from medfl.learning.messages import SiteFailure, SiteInfo
+from medfl.learning.randomness import generator
+from medfl.study.build import build_codec_down, build_federation, build_task
+from medfl.study.sources import Assignment, RunInputs, assign_cases
+from medfl.tasks.base import Metric, add
+from medfl.transport.base import Delivery, Transport
+from medfl.update.base import Payload, Update
+from medfl.update.vector import FloatVector, Layout
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The sites as they are when a run starts."""
+
+    sites: tuple[SiteInfo, ...]
+    unseen: frozenset[str]
+
+    @property
+    def training(self) -> dict[str, int]:
+        return {info.name: info.cases["train"] for info in self.sites if info.trains}
+
+    def holding(self, split: str) -> list[str]:
+        return [info.name for info in self.sites if info.cases.get(split, 0) > 0]
+
+
+class Runner:
+    """One run in one folder. `start` a new one or `resume` an old one, then `run`."""
+
+    def __init__(self, inputs: RunInputs, out: Path, transport: Transport, assignment: Assignment, observer: Observer) -> None:
+        self.inputs = inputs
+        self.out = out
+        self.study = inputs.study
+        self._transport = transport
+        self._observer = observer
+        self._task = build_task(self.study)
+        self._codec_down = build_codec_down(self.study)
+        self._federation: Federation
+        self._journal: Journal
+        self._layout: Layout
+        self._started = time.perf_counter()
+        infos = tuple(sorted(transport.open(), key=lambda info: info.name))
+        self._opened = Opened(infos, assignment.unseen)
+        if not self._opened.training:
+            raise StudyError.at("study", "no site has training images", "check the data with `medfl data stats`")
+
+    def start(self) -> None:
+        """Make the run folder and its journal; InputError when the folder holds a run already."""
+        if self.out.exists() and any(self.out.iterdir()):
+            raise InputError.at(self.out, "is not empty", "choose another --out, or --resume it")
+        model, self._layout = self._transport.initial_model()
+        self.out.mkdir(parents=True, exist_ok=True)
+        facts = {"inputs": self.inputs.model_dump(mode="json"), "layout": self._layout.to_json(), "versions": records.versions()}
+        self._journal = Journal.create(self.out / "journal.db", facts)
+        self._federation = Federation(build_federation(self.study), self.study.seed, model)
+
+    def resume(self) -> None:
+        """Go on from the last committed round of the folder's journal."""
+        self._journal = Journal.open(self.out / "journal.db")
+        model, self._layout = self._transport.initial_model()
+        if self._layout.to_json() != self._journal.fact("layout"):
+            raise RunError.at(self.out, "holds a run of another network", "use the versions in its summary")
+        self._federation = Federation(build_federation(self.study), self.study.seed, model)
+        kept = self._journal.state()
+        if kept is not None:
+            plain, arrays = kept
+            self._federation.restore(plain, {name: array.copy() for name, array in arrays.items() if "/" not in name})
+            self._transport.restore(_site_states(arrays))
+
+    def run(self) -> dict[str, Any]:
+        """Rounds until the study's stop; the summary that was written."""
+        done = list(self._journal.rounds())
+        write_lines(self.out / "rounds.jsonl", done)
+        self._observer.opened(self._opened.sites, self.study.stop.rounds, len(done))
+        start_up = time.perf_counter() - self._started
+        try:
+            reason = stopped_by(self.study.stop, self._task.primary, done)
+            while reason is None:
+                record = self._round()
+                done.append(record)
+                append_line(self.out / "rounds.jsonl", record)
+                self._observer.round_finished(record)
+                reason = stopped_by(self.study.stop, self._task.primary, done)
+        except KeyboardInterrupt:
+            reason = "operator"
+        summary = self._finish(done, reason, start_up)
+        self._observer.ended(summary)
+        return summary
+
+    def close(self) -> None:
+        self._transport.close()
+        self._observer.close()
+        if hasattr(self, "_journal"):
+            self._journal.close()
+
+    def _round(self) -> dict[str, Any]:
+        clock = Clock()
+        with clock.phase("plan"):
+            plan = self._federation.plan(self._opened.training)
+            self._journal.note(plan.round, "plan", {"cohort": list(plan.cohort), "hyperparameters": dict(plan.values)})
+        self._observer.round_started(plan)
+        with clock.phase("down"):
+            model = self._coded(plan.round)
+        validate = self._validate if self.study.evaluation.public else None
+        round_ = self._federation.open(plan, validate)
+        traffic = {"up_bytes": 0, "down_bytes": 0, "sites": {}}
+        changed: Arrays = {}
+        deliveries = self._transport.train(plan.orders(), model, self._observer.local_progress)
+        while True:
+            with clock.phase("local"):
+                delivery = next(deliveries, None)
+            if delivery is None:
+                break
+            with clock.phase("review"):
+                if isinstance(delivery.answer, SiteFailure):
+                    round_.fail(delivery.answer)
+                else:
+                    round_.receive(delivery.answer)
+                site = delivery.answer.site
+                _count_bytes(traffic, site, delivery)
+                changed.update({f"{site}/{name}": array for name, array in delivery.state.items()})
+            self._observer.answered(site, round_.outcome.sites[site])
+        with clock.phase("step"):
+            outcome = self._federation.close(round_)
+        metrics = self._validation(outcome, traffic, clock)
+        return self._commit(outcome, metrics, traffic, changed, clock)
+
+    def _coded(self, round_: int) -> Payload:
+        rng = generator(self.study.seed, "codec-down", round_)
+        return self._codec_down.encode(Update(self._federation.model, self._federation.model.size), rng)
+
+    def _validation(self, outcome: RoundOutcome, traffic: dict[str, Any], clock: Clock) -> dict[str, Any] | None:
+        number, stop = outcome.plan.round, self.study.stop
+        if number % self.study.evaluation.every and number < stop.rounds:
+            return None
+        with clock.phase("evaluate"):
+            return self._evaluate("val", traffic)
+
+    def _commit(
+        self, outcome: RoundOutcome, metrics: Any, traffic: Mapping[str, Any], changed: Arrays, clock: Clock
+    ) -> dict[str, Any]:
+        with clock.phase("commit"):
+            plain, arrays = self._federation.state()
+            verdicts = {site: records.verdict_json(mine) for site, mine in outcome.sites.items() if mine.verdict}
+            verdicts |= {site: {"outcome": "failed", "reason": mine.failure} for site, mine in outcome.sites.items() if mine.failure}
+            record = records.round_record(outcome, metrics, traffic, clock.seconds)
+            self._journal.commit(record, plain, {**arrays, **changed}, verdicts)
+        record["seconds"]["commit"] = round(clock.seconds["commit"], 6)
+        return record
+
+    def _evaluate(self, split: str, traffic: dict[str, Any]) -> dict[str, Any]:
+        """Metrics of the global model on a split: of all sites together, of each site, of each unseen site."""
+        total, sites, unseen = self._task.empty(), dict[str, Any](), dict[str, Any]()
+        requests = [(site, split) for site in self._opened.holding(split)]
+        own = [site for site, _ in requests if site not in self._opened.unseen]
+        for found in self._transport.evaluate(requests, self._coded(0)):
+            self._observer.evaluating(split, found.site)
+            traffic["evaluation_up_bytes"] = traffic.get("evaluation_up_bytes", 0) + found.up_bytes
+            traffic["evaluation_down_bytes"] = traffic.get("evaluation_down_bytes", 0) + found.down_bytes
+            metrics = self._task.metrics(found.statistics)
+            (unseen if found.site in self._opened.unseen else sites)[found.site] = records.metrics_json(metrics)
+            if found.site in own or not own:
+                add(total, found.statistics)
+        return {
+            "split": split,
+            "over": own or [site for site, _ in requests],
+            "global": records.metrics_json(self._task.metrics(total)),
+            "sites": sites,
+            "unseen": unseen,
+        }
+
+    def _validate(self, model: FloatVector) -> dict[str, float]:
+        """Metrics of a candidate model on the public images, for the regulator."""
+        public = self.study.evaluation.public
+        if public is None:
+            raise StudyError.at("evaluation.public", "is not set", "name the site whose images are public")
+        payload = self._codec_down.encode(Update(model, model.size), generator(self.study.seed, "codec-down", 0))
+        (found,) = self._transport.evaluate([(public, "val")], payload)
+        metrics: list[Metric] = self._task.metrics(found.statistics)
+        return {metric.name: metric.value for metric in metrics if not metric.class_name}
+
+    def _finish(self, done: Sequence[Mapping[str, Any]], reason: str, start_up: float) -> dict[str, Any]:
+        clock, traffic = Clock(), dict[str, Any]()
+        with clock.phase("final_evaluation"):
+            split = "test" if self._opened.holding("test") else "val"
+            metrics = self._evaluate(split, traffic)
+        save_model(self.out / "model", self._layout, self._federation.model, self.study)
+        summary = {
+            "study": self.study.name,
+            "task": self.study.task.kind,
+            "seed": self.study.seed,
+            "baseline": "pooled" if self.inputs.pooled else self.inputs.only,
+            "rounds_completed": len(done),
+            "stopped_by": reason,
+            "primary": self._task.primary,
+            "parameters": self._layout.size,
+            "metrics": metrics,
+            "privacy": records.privacy_statement(),
+            "traffic": records.traffic_total(done, traffic),
+            "regulator": records.regulator_counts(done),
+            "data": records.data_json(self._opened.sites),
+            "seconds": records.seconds_total(done, {"start_up": start_up, **clock.seconds}),
+            "versions": records.versions(),
+        }
+        write_json(self.out / "summary.json", summary)
+        self._journal.set_fact("summary", json.loads((self.out / "summary.json").read_text(encoding="utf-8")))
+        return summary
+
+
+def _count_bytes(traffic: dict[str, Any], site: str, delivery: Delivery) -> None:
+    traffic["up_bytes"] += delivery.up_bytes
+    traffic["down_bytes"] += delivery.down_bytes
+    traffic["sites"][site] = {"up": delivery.up_bytes, "down": delivery.down_bytes}
+
+
+def _site_states(arrays: Arrays) -> dict[str, Arrays]:
+    states: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        site, slash, key = name.partition("/")
+        if slash:
+            states.setdefault(site, {})[key] = array.copy()
+    return states
+
+
+def make_transport(inputs: RunInputs, assignment: Assignment, workers: int | None) -> Transport:
+    """In this process for one worker, else a pool of processes."""
+    from medfl.transport.process_pool import ProcessPool, worker_count
+
+    count = worker_count(workers, len(assignment.cases))
+    if count > 1:
+        return ProcessPool(inputs, assignment.cases, count)
+    from medfl.transport.in_process import InProcess
+
+    return InProcess(inputs, assignment.cases)
+
+
+def simulate(inputs: RunInputs, out: Path, observer: Observer, *, workers: int | None = None, resume: bool = False) -> dict[str, Any]:
+    """Run (or go on with) a whole federation on this machine; the summary."""
+    assignment = assign_cases(inputs)
+    transport = make_transport(inputs, assignment, workers)
+    try:
+        runner = Runner(inputs, out, transport, assignment, observer)
+        try:
+            runner.resume() if resume else runner.start()
+            return runner.run()
+        finally:
+            runner.close()
+    finally:
+        transport.close()
+
+
+def inputs_of(run: Path) -> RunInputs:
+    """The inputs that a run folder was started with."""
+    journal = Journal.open(run / "journal.db")
+    try:
+        return RunInputs.model_validate(journal.fact("inputs"))
+    finally:
+        journal.close()

@@ -1,0 +1,110 @@
+"""The worker process of the pool: a SiteHost at the far end of a pipe."""
+
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from medfl.errors import InputError, MedflError
+from medfl.learning.messages import SiteFailure, TrainOrder
+from medfl.study.sources import RunInputs, assign_cases
+from medfl.transport.host import SiteHost
+from medfl.transport.messages import encode_reply, encode_statistics
+from medfl.update.base import Payload
+from medfl.update.wire import Buffer, pack_arrays, parts, unpack, unpack_arrays
+
+_PROGRESS_SECONDS = 0.2
+
+
+def run(connection: Connection, inputs_json: str, sites: Sequence[str]) -> None:
+    """Serve orders until told to stop or until the parent is gone."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        inputs = RunInputs.model_validate_json(inputs_json)
+        cases = assign_cases(inputs).cases
+        host = SiteHost(inputs, {name: cases[name] for name in sites})
+        infos = host.open()
+        _send(connection, parts({"answer": "open", "sites": [_plain(info) for info in infos]}))
+        _Loop(connection, host).run()
+    except MedflError as error:
+        _send(connection, parts(_error(error)))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        # the parent is gone or is stopping: there is nobody left to tell
+        return
+
+
+class _Loop:
+    def __init__(self, connection: Connection, host: SiteHost) -> None:
+        self._connection = connection
+        self._host = host
+        self._payload = Payload("", 0, ())
+        self._actions: dict[str, Callable[[dict[str, Any], list[memoryview]], list[Buffer] | None]] = {
+            "initial": self._initial,
+            "model": self._model,
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "restore": self._restore,
+        }
+
+    def run(self) -> None:
+        while True:
+            message = self._connection.recv_bytes()
+            header, buffers = unpack(message)
+            action = header.pop("do")
+            if action == "stop":
+                return
+            answer = self._actions[action](header, buffers)
+            if answer is not None:
+                _send(self._connection, answer)
+
+    def _initial(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:  # noqa: ARG002
+        vector, layout = self._host.initial_model()
+        return pack_arrays({"answer": "initial", "layout": layout.to_json()}, {"model": vector})
+
+    def _model(self, header: dict[str, Any], buffers: list[memoryview]) -> None:
+        self._payload = Payload.of(header["model"], buffers)
+
+    def _train(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:  # noqa: ARG002
+        order = TrainOrder(**header)
+        answer, state = self._host.train(order, self._payload, _Ticker(self._connection))
+        if isinstance(answer, SiteFailure):
+            return parts({"answer": "failure", "round": answer.round, "reason": answer.reason})
+        reply = b"".join(encode_reply(answer))
+        return parts({"answer": "reply"}, [reply, b"".join(pack_arrays({}, state))])
+
+    def _evaluate(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:  # noqa: ARG002
+        statistics = self._host.evaluate(header["site"], header["split"], self._payload)
+        return parts({"answer": "statistics"}, [encode_statistics(statistics)])
+
+    def _restore(self, header: dict[str, Any], buffers: list[memoryview]) -> None:
+        arrays = {name: array.copy() for name, array in unpack_arrays(buffers[0])[1].items()}
+        self._host.restore({header["site"]: arrays})
+
+
+class _Ticker:
+    """Reports steps to the parent, a few times a second."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last = 0.0
+
+    def __call__(self, done: int, steps: int) -> None:
+        now = time.monotonic()
+        if done == steps or now - self._last >= _PROGRESS_SECONDS:
+            self._last = now
+            _send(self._connection, parts({"answer": "progress", "done": done, "steps": steps}))
+
+
+def _send(connection: Connection, pieces: Sequence[Buffer]) -> None:
+    connection.send_bytes(b"".join(pieces))
+
+
+def _plain(info: Any) -> dict[str, Any]:
+    return {"name": info.name, "cases": dict(info.cases), "skipped": dict(info.skipped)}
+
+
+def _error(error: MedflError) -> dict[str, Any]:
+    faults = [[fault.where, fault.what, fault.remedy] for fault in error.faults]
+    return {"answer": "error", "input": isinstance(error, InputError), "faults": faults}
