@@ -80,7 +80,3 @@ class SegmentationConfig(TaskConfig):
     def parameters(self, network: UNetConfig) -> int:
         """Number of parameters that a U-Net has in this task."""
         return network.parameters(self.spatial_dims, self.in_channels, len(self.classes))
-
-    def traits(self) -> frozenset[str]:
-        """The word local-network stands for a teacher, which distillation needs."""
-        return frozenset() if self.teacher is None else frozenset({"local-network"})

@@ -5,6 +5,7 @@ class. Where it is in one of both, Dice is 0 and the Hausdorff distance is the d
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +57,9 @@ def hausdorff_95(predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_],
     from monai.metrics import compute_hausdorff_distance
 
     masks = [torch.from_numpy(np.stack([~mask, mask])[None].astype(np.float32)) for mask in (predicted, truth)]
-    distance = compute_hausdorff_distance(*masks, percentile=_DISTANCE_PERCENTILE, spacing=list(spacing))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)  # MONAI 1.6 warns of its own call
+        distance = compute_hausdorff_distance(*masks, percentile=_DISTANCE_PERCENTILE, spacing=list(spacing))
     return float(distance[0, 0])
 
 

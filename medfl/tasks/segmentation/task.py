@@ -58,7 +58,7 @@ class Segmentation(Task):
         )
 
     def to_device(self, batch: Mapping[str, Any], device: "torch.device") -> Batch:
-        """Images [B, C, *space] and masks [B, *space]; lists of different sizes are padded at the far end with zeros and
+        """Images [B, C, *space] and masks [B, *space]; lists are padded at the far end to one size with zeros and
         background, as the network pads. DataError for a mask value that names no class."""
         import torch
 
