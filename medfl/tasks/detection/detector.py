@@ -7,20 +7,24 @@ part with parameters; a detector is made around it for each call and holds no st
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
 from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 from monai.apps.detection.utils.detector_utils import preprocess_images
+from monai.apps.detection.utils.hard_negative_sampler import HardNegativeSampler
 from monai.apps.detection.utils.predict_utils import predict_with_inferer
+from monai.data.box_utils import box_iou
 from monai.inferers import SlidingWindowInferer
 from monai.losses import BoxGIoULoss
 from monai.losses.focal_loss import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from medfl.errors import RunError
-from medfl.tasks.detection.config import DetectionConfig
+from medfl.tasks.detection.config import DetectionConfig, SamplerConfig
 
 Images = Tensor | list[Tensor]
 Targets = list[dict[str, Tensor]]
@@ -50,6 +54,17 @@ class Outputs:
     sizes: list[list[int]]
 
 
+@lru_cache
+def _matcher(candidates: int) -> ATSSMatcher:
+    """Cached, as is the sampler: both are stateless, and MONAI logs a line for each that is made."""
+    return ATSSMatcher(candidates, box_iou, center_in_gt=False)
+
+
+@lru_cache
+def _sampler(config: SamplerConfig) -> HardNegativeSampler:
+    return HardNegativeSampler(config.samples, config.positive_fraction, config.min_negatives, config.pool_size)
+
+
 class Detector(RetinaNetDetector):  # type: ignore[misc]
     """Losses and boxes of a network that `build_network` made from the same configuration."""
 
@@ -57,12 +72,9 @@ class Detector(RetinaNetDetector):  # type: ignore[misc]
         super().__init__(network, Anchors(config.level_scales, config.anchor_shapes))
         self.config = config
         self.set_target_keys("box", "label")
-        self.set_atss_matcher(num_candidates=config.atss_candidates, center_in_gt=False)
+        self.proposal_matcher = _matcher(config.atss_candidates)
         if config.class_loss == "bce_hard_negative":
-            sampler = config.sampler
-            self.set_hard_negative_sampler(
-                sampler.samples, sampler.positive_fraction, sampler.min_negatives, sampler.pool_size
-            )
+            self.fg_bg_sampler = _sampler(config.sampler)
         if config.box_loss == "giou":
             self.set_box_regression_loss(BoxGIoULoss(reduction="mean"), encode_gt=False, decode_pred=True)
         inference = config.inference
@@ -76,7 +88,8 @@ class Detector(RetinaNetDetector):  # type: ignore[misc]
     def outputs(self, images: Images, *, windows: bool = False) -> Outputs:
         """Run the network on images [B, C, *s] or a list of [C, *s], padded at their ends to the coarsest stride;
         with `windows`, images larger than the configured patch are seen patch by patch."""
-        padded, sizes = preprocess_images(images, self.spatial_dims, self.size_divisible)
+        sizes = [list(image.shape[1:]) for image in images]
+        padded, _ = preprocess_images(_stacked(images), self.spatial_dims, self.size_divisible)
         window = self._window(padded.shape[2:]) if windows else None
         if window is None:
             maps = self.network(padded)
@@ -155,3 +168,14 @@ class Detector(RetinaNetDetector):  # type: ignore[misc]
             return box_regression.sum() * 0.0
         loss: Tensor = super().compute_box_loss(box_regression, targets, anchors, matched_idxs)
         return loss
+
+
+def _stacked(images: Images) -> Tensor:
+    """[B, C, *s] of images that may differ in shape, padded with zeros at their ends, which moves no box."""
+    if isinstance(images, Tensor):
+        return images
+    space = [max(sizes) for sizes in zip(*(image.shape[1:] for image in images), strict=True)]
+    stacked = images[0].new_zeros(len(images), len(images[0]), *space)
+    for place, image in zip(stacked, images, strict=True):
+        place[(slice(None), *(slice(0, n) for n in image.shape[1:]))] = image
+    return stacked

@@ -25,7 +25,9 @@ def images(nd: int, count: int, seed: int = 0) -> list[Image]:
         near = np.repeat(truth[kept], 2, axis=0) + rng.normal(0, 2.0, (2 * kept.sum(), 2 * nd))
         near[:, nd:] = np.maximum(near[:, nd:], near[:, :nd] + 1)
         found = np.concatenate([near, _boxes(rng, nd, int(rng.integers(0, 5)))])
-        labels = np.concatenate([np.repeat(truth_labels[kept], 2), rng.integers(0, len(CLASSES), len(found) - len(near))])
+        labels = np.concatenate(
+            [np.repeat(truth_labels[kept], 2), rng.integers(0, len(CLASSES), len(found) - len(near))]
+        )
         scores = 1 / (1 + np.exp(-rng.normal(np.where(np.arange(len(found)) < len(near), 1.5, -1.0), 2.0)))
         made.append((found, labels, scores, truth, truth_labels))
     return made
@@ -172,5 +174,3 @@ def test_iou_equals_monai(nd: int) -> None:
     a, b = _boxes(rng, nd, 20), _boxes(rng, nd, 30)
     np.testing.assert_allclose(box_iou(a, b), monai_iou(a, b), atol=1e-6)
     assert box_iou(a, b[:0]).shape == (20, 0)
-
-
