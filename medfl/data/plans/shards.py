@@ -1,0 +1,21 @@
+"""Every site trains on all of its own samples in every round (McMahan et al., arXiv 1602.05629)."""
+
+from typing import Literal
+
+import numpy as np
+
+from medfl.data.plans.base import DataPlan, Indices
+from medfl.plugins import PluginConfig
+
+
+class ShardsConfig(PluginConfig):
+    """No settings."""
+
+    kind: Literal["shards"] = "shards"
+
+
+class Shards(DataPlan[ShardsConfig]):
+    Config = ShardsConfig
+
+    def indices(self, site: str, round: int, n_samples: int) -> Indices:
+        return np.arange(n_samples, dtype=np.int64)
