@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from medfl.data.base import SPLITS, Case
 from medfl.errors import DataError, Faults
 
@@ -64,6 +66,21 @@ def stratum(case: Case) -> int:
     if isinstance(case.label, tuple):
         return min(len(case.label), 2)
     return -1 if case.label is None or isinstance(case.label, Path) else case.label
+
+
+def mask_strata(cases: Iterable[Case]) -> dict[str, str]:
+    """Which classes each case's mask shows, as `strata` for segmentation; reads the masks. An unreadable mask is a
+    stratum of its own: the case is split all the same, and left out when it is used."""
+    from medfl.data.readers import read_mask
+
+    found: dict[str, str] = {}
+    for case in cases:
+        try:
+            shown = np.unique(read_mask(case.label).array) if isinstance(case.label, Path) else np.zeros(0)
+            found[case.key] = ",".join(map(str, shown.tolist()))
+        except DataError:
+            found[case.key] = "unreadable"
+    return found
 
 
 def _patient_stratum(group: list[Case], strata: Mapping[str, Hashable] | None) -> str:
