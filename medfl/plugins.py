@@ -77,6 +77,10 @@ class PluginPoint:
         plugin: type[Plugin[Any]] = getattr(import_module(module), name)
         return plugin
 
+    def default(self, kind: str) -> PluginConfig:
+        """The configuration of a kind with nothing but defaults."""
+        return self.load(kind).Config(kind=kind)
+
     def build(self, config: PluginConfig) -> Any:
         """The plug-in that a configuration asks for."""
         return self.load(config.kind)(config)

@@ -4,6 +4,8 @@ import sys
 
 import typer
 
+from medfl.cli import simulate
+from medfl.cli import study as study_commands
 from medfl.cli.output import console
 from medfl.errors import MedflError
 
@@ -40,3 +42,9 @@ data = typer.Typer(no_args_is_help=True, help="Import, check, split, partition a
 site = typer.Typer(no_args_is_help=True, help="What a hospital's data steward does.")
 app.add_typer(data, name="data")
 app.add_typer(site, name="site")
+
+study = typer.Typer(no_args_is_help=True, help="Look at a study before it runs.")
+app.add_typer(study, name="study")
+
+app.command()(simulate.simulate)
+study.command()(study_commands.check)

@@ -1,8 +1,8 @@
 """The journal: everything needed to resume a run, and its audit trail. SQLAlchemy on SQLite.
 
-A round is committed in one transaction with the state that follows it, so a run killed at any instant goes on from its last
-committed round. Plans and verdicts are events, written before they are acted on. Arrays are stored raw with their type,
-shape and checksum: no pickle.
+A round is committed in one transaction with the state that follows it, so a run killed at any instant goes on from
+its last committed round. Plans and verdicts are events, written before they are acted on. Arrays are stored raw
+with their type, shape and checksum: no pickle.
 """
 
 import json
@@ -34,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DatabaseError
 
 from medfl.errors import InputError, RunError
+from medfl.update.wire import as_bytes
 
 SCHEMA = 1
 _CHUNK = 64 * 2**20
@@ -101,7 +102,9 @@ class Journal:
         except (DatabaseError, KeyError) as error:
             raise InputError.at(path, "is not a journal of medfl", "give the folder of a run") from error
         if schema != SCHEMA:
-            raise InputError.at(path, f"has schema {schema}, this version reads {SCHEMA}", "use the version that wrote it")
+            raise InputError.at(
+                path, f"has schema {schema}, this version reads {SCHEMA}", "use the version that wrote it"
+            )
         return journal
 
     def fact(self, key: str) -> Any:
@@ -194,7 +197,7 @@ def _append(connection: Connection, events: list[dict[str, Any]]) -> None:
 
 def _write(connection: Connection, name: str, array: npt.NDArray[Any]) -> None:
     connection.execute(delete(_arrays).where(_arrays.c.name == name))
-    raw = memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B")
+    raw = as_bytes(array)
     about = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "checksum": zlib.crc32(raw)}
     for chunk, start in enumerate(range(0, max(1, len(raw)), _CHUNK)):
         connection.execute(insert(_arrays).values(**about, chunk=chunk, data=raw[start : start + _CHUNK]))

@@ -33,7 +33,8 @@ def metrics_json(metrics: Iterable[Metric]) -> dict[str, Any]:
 def round_record(
     outcome: RoundOutcome, metrics: Mapping[str, Any] | None, traffic: Mapping[str, Any], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """One line of rounds.jsonl. `late` and `epsilon` are empty where a study has no deadline and no privacy mechanism."""
+    """One line of rounds.jsonl. `late` and `epsilon` are empty where a study has no deadline and no privacy
+    mechanism."""
     sites = outcome.sites
     return {
         "round": outcome.plan.round,
@@ -96,7 +97,10 @@ def _count(table: dict[str, int], key: str) -> None:
 
 def traffic_total(records: Iterable[Mapping[str, Any]], final: Mapping[str, int]) -> dict[str, int]:
     """Sums of the rounds' bytes and of the final evaluation's."""
-    total = {name: int(final.get(name, 0)) for name in ("up_bytes", "down_bytes", "evaluation_up_bytes", "evaluation_down_bytes")}
+    total = {
+        name: int(final.get(name, 0))
+        for name in ("up_bytes", "down_bytes", "evaluation_up_bytes", "evaluation_down_bytes")
+    }
     for record in records:
         for name in total:
             total[name] += int(record["bytes"].get(name, 0))

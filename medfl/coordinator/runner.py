@@ -1,4 +1,5 @@
-"""Runs a study over a transport: the loop of rounds, the journal, the run folder. Knows neither networks nor screens."""
+"""Runs a study over a transport: the loop of rounds, the journal, the run folder. Knows neither networks nor
+screens."""
 
 import json
 import time
@@ -58,7 +59,9 @@ class Opened:
 class Runner:
     """One run in one folder. `start` a new one or `resume` an old one, then `run`."""
 
-    def __init__(self, inputs: RunInputs, out: Path, transport: Transport, assignment: Assignment, observer: Observer) -> None:
+    def __init__(
+        self, inputs: RunInputs, out: Path, transport: Transport, assignment: Assignment, observer: Observer
+    ) -> None:
         self.inputs = inputs
         self.out = out
         self.study = inputs.study
@@ -81,7 +84,11 @@ class Runner:
             raise InputError.at(self.out, "is not empty", "choose another --out, or --resume it")
         model, self._layout = self._transport.initial_model()
         self.out.mkdir(parents=True, exist_ok=True)
-        facts = {"inputs": self.inputs.model_dump(mode="json"), "layout": self._layout.to_json(), "versions": records.versions()}
+        facts = {
+            "inputs": self.inputs.model_dump(mode="json"),
+            "layout": self._layout.to_json(),
+            "versions": records.versions(),
+        }
         self._journal = Journal.create(self.out / "journal.db", facts)
         self._federation = Federation(build_federation(self.study), self.study.seed, model)
 
@@ -173,7 +180,11 @@ class Runner:
         with clock.phase("commit"):
             plain, arrays = self._federation.state()
             verdicts = {site: records.verdict_json(mine) for site, mine in outcome.sites.items() if mine.verdict}
-            verdicts |= {site: {"outcome": "failed", "reason": mine.failure} for site, mine in outcome.sites.items() if mine.failure}
+            verdicts |= {
+                site: {"outcome": "failed", "reason": mine.failure}
+                for site, mine in outcome.sites.items()
+                if mine.failure
+            }
             record = records.round_record(outcome, metrics, traffic, clock.seconds)
             self._journal.commit(record, plain, {**arrays, **changed}, verdicts)
         record["seconds"]["commit"] = round(clock.seconds["commit"], 6)
@@ -265,7 +276,9 @@ def make_transport(inputs: RunInputs, assignment: Assignment, workers: int | Non
     return InProcess(inputs, assignment.cases)
 
 
-def simulate(inputs: RunInputs, out: Path, observer: Observer, *, workers: int | None = None, resume: bool = False) -> dict[str, Any]:
+def simulate(
+    inputs: RunInputs, out: Path, observer: Observer, *, workers: int | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Run (or go on with) a whole federation on this machine; the summary."""
     assignment = assign_cases(inputs)
     transport = make_transport(inputs, assignment, workers)

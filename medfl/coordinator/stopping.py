@@ -11,7 +11,11 @@ def stopped_by(stop: StopSection, primary: str, records: Sequence[Mapping[str, A
 
     Looks at the validation metrics of all sites together; rounds without an evaluation do not count for patience.
     """
-    values = [value for record in records if (value := _global(record, stop.target.metric if stop.target else primary)) is not None]
+    values = [
+        value
+        for record in records
+        if (value := _global(record, stop.target.metric if stop.target else primary)) is not None
+    ]
     if stop.target and values and values[-1] >= stop.target.value:
         return "target"
     if stop.patience and _waited([_global(record, primary) for record in records]) >= stop.patience:

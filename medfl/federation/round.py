@@ -1,4 +1,5 @@
-"""The federation as state in, state out: plan a round, review and combine what arrives, step. No network, no file, no clock.
+"""The federation as state in, state out: plan a round, review and combine what arrives, step. No network, no file,
+no clock.
 
     federation = Federation(parts, seed, model)
     plan = federation.plan(cases)                   # who, and with which hyper-parameters

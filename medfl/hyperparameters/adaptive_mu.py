@@ -1,5 +1,5 @@
-"""FedProx's own heuristic for mu (Li et al. 2020, section 5.3.2): up by `step` when the loss rises, down by `step` after
-`patience` rounds in a row of falling loss; never below 0."""
+"""FedProx's own heuristic for mu (Li et al. 2020, section 5.3.2): up by `step` when the loss rises, down by `step`
+after `patience` rounds in a row of falling loss; never below 0."""
 
 from typing import Any, Literal
 

@@ -2,8 +2,9 @@
 
     tau = ceil(start * (F / F_0) ** power), within [minimum, start], never above its last value
 
-and one less after `patience` rounds in which the smoothed loss did not reach a new low, since a plateau at constant tau is
-the floor of client drift. The lesion-detection design that medfl follows asks for this behaviour without giving a rule.
+and one less after `patience` rounds in which the smoothed loss did not reach a new low, since a plateau at constant
+tau is the floor of client drift. The lesion-detection design that medfl follows asks for this behaviour without
+giving a rule.
 """
 
 import math

@@ -37,7 +37,7 @@ class LocalParts:
     """Everything a study says about what happens at a site."""
 
     task: Task
-    plan: DataPlan
+    plan: DataPlan[Any]
     rules: Sequence[LocalRule]
     optimizer: SgdOptimizer | AdamOptimizer
     pipeline: UploadPipeline
@@ -67,7 +67,9 @@ class SiteExecutor:
         started = time.perf_counter()
         samples = data.splits.get("train")
         if samples is None or not len(samples):
-            raise DataError.at(f"site {data.site}", "has no training samples", "check the site's data with `medfl site check`")
+            raise DataError.at(
+                f"site {data.site}", "has no training samples", "check the site's data with `medfl site check`"
+            )
         torch.manual_seed(torch_seed(self.parts.seed, "local", order.round, order.site))
         context, losses, per_epoch = self._run(samples, order, model, state, step_done)
         trained = time.perf_counter()
@@ -79,7 +81,7 @@ class SiteExecutor:
             site=order.site,
             round=order.round,
             payload=payload,
-            cases=self.parts.plan.unique(data.site, order.round, samples.cases),
+            cases=self.parts.plan.unique(data.site, order.round, samples),
             steps=context.steps,
             epochs=max(1, math.ceil(context.steps / per_epoch)),
             loss_start=float(np.mean(losses[:per_epoch])),

@@ -27,7 +27,9 @@ class FlatNetwork:
         buffers = [name for name, _ in module.named_buffers()]
         if buffers:
             raise StudyError.at(
-                "task.network", f"has buffers that cannot be averaged: {', '.join(buffers[:5])}", "use GroupNorm or InstanceNorm"
+                "task.network",
+                f"has buffers that cannot be averaged: {', '.join(buffers[:5])}",
+                "use GroupNorm or InstanceNorm",
             )
         self.module = module.to(device)
         named = list(self.module.named_parameters())

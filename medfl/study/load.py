@@ -155,10 +155,7 @@ def _fields_at(annotation: Any, location: Sequence[str | int]) -> list[str]:
     models = _models(annotation)
     for part in location:
         inner = [
-            found
-            for model in models
-            if part in model.model_fields
-            for found in _models(model.model_fields[str(part)])
+            found for model in models if part in model.model_fields for found in _models(model.model_fields[str(part)])
         ]
         tagged = [model for model in models if _kind(model) == part]
         models = inner or tagged or models

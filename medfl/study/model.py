@@ -49,7 +49,10 @@ class DatalistSource(Section):
 
 class DataSection(Section):
     source: SyntheticSource | DatalistSource = Field(discriminator="kind")
-    partition: Annotated[Chosen, PARTITIONS] = Field(default={"kind": "column"}, validate_default=True)
+    partition: Annotated[Chosen, PARTITIONS] | None = Field(
+        None,
+        description="null keeps the sites that the images name, and deals them out evenly (iid) where they name none",
+    )
     split: tuple[float, float, float] = Field((6, 2, 2), description="train : val : test, by patient")
     preprocess: PreprocessConfig
     augment: AugmentConfig | None = None
@@ -125,7 +128,8 @@ class Study(Section):
 class SimulatedFault(Section):
     """What `medfl simulate` lets a site do wrong, to try the regulator: never available to a real site.
 
-    nan: sends NaN. scale: sends its update times `factor`. flip_labels: trains on wrong labels for `share` of its cases.
+    nan: sends NaN. scale: sends its update times `factor`. flip_labels: trains on wrong labels for `share` of its
+    cases.
     """
 
     kind: Literal["nan", "scale", "flip_labels"]

@@ -108,7 +108,9 @@ def traits(study: Study) -> frozenset[str]:
         "server": (federation.server,),
     }
     found = {f"{point}={config.kind}" for point, configs in points.items() for config in configs}
-    found |= {f"{point}:{trait}" for point, configs in points.items() for config in configs for trait in config.traits()}
+    found |= {
+        f"{point}:{trait}" for point, configs in points.items() for config in configs for trait in config.traits()
+    }
     return frozenset(found | set(_of_the_whole(study)))
 
 

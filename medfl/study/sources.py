@@ -11,6 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from medfl.data.base import Case, Datalist, SiteData
+from medfl.data.partition.base import COMMON, PARTITIONS
+from medfl.data.plans.base import PLANS
+from medfl.data.split import assign_splits
 from medfl.errors import DataError, Faults, StudyError
 from medfl.study.model import Site, Study
 
@@ -18,10 +21,11 @@ POOLED = "pooled"
 
 
 class RunInputs(BaseModel):
-    """Everything that defines a run beside its folder; JSON-able, so that a worker process or a resumed run gets the same.
+    """Everything that defines a run beside its folder; JSON-able, so that a worker process or a resumed run gets
+    the same.
 
-    data: replaces the study's source. pooled: all training cases at one site (the centralised baseline). only: this site alone
-    trains. Sites that do not train are still evaluated.
+    data: replaces the study's source. pooled: all training cases at one site (the centralised baseline). only: this
+    site alone trains. Sites that do not train are still evaluated.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,14 +58,14 @@ def assign_cases(inputs: RunInputs) -> Assignment:
     The same inputs give the same answer in every process. Synthetic images are written on the first call and found
     again later.
     """
-    from medfl.data.partition.base import PARTITIONS
-    from medfl.data.split import assign_splits
-
     study = inputs.study
     datalist = open_datalist(inputs)
     _check_task(study, datalist)
-    partition = PARTITIONS.build(study.data.partition)
-    cases = partition.assign(datalist.cases, _site_names(inputs, datalist), study.seed)
+    _check_classes(study, datalist)
+    named = sorted({case.site for case in datalist.cases if case.site})
+    partition = PARTITIONS.build(study.data.partition or PARTITIONS.default("column" if named else "iid"))
+    sites = named if partition.config.kind == "column" else _site_names(inputs, named)
+    cases = partition.assign(datalist.cases, sites, study.seed)
     cases = assign_splits(cases, study.data.split, study.seed)
     found: dict[str, list[Case]] = {}
     for case in cases:
@@ -74,22 +78,30 @@ def assign_cases(inputs: RunInputs) -> Assignment:
 
 def open_datalist(inputs: RunInputs) -> Datalist:
     """The datalist of a run: `--data`, the sites' own, or the study's source."""
+    source = inputs.study.data.source
+    if inputs.data is None and any(site.data is not None for site in inputs.sites):
+        return _joined(inputs)
+    if inputs.data is None and source.kind == "synthetic":
+        return _synthetic(inputs)
     from medfl.data.importers import find_datalist
 
-    own = [site for site in inputs.sites if site.data is not None]
-    if inputs.data is None and own:
-        return _joined(inputs, own)
-    source = inputs.study.data.source
-    if inputs.data is not None:
-        return find_datalist(inputs.data)
-    if source.kind == "synthetic":
-        return _synthetic(inputs)
-    if source.path is None:
+    path = inputs.data or (source.path if source.kind == "datalist" else None)
+    if path is None:
         raise StudyError.at("data.source.path", "the study does not say where its images are", "set it, or give --data")
-    return find_datalist(source.path)
+    return find_datalist(path)
 
 
-def _joined(inputs: RunInputs, own: Sequence[Site]) -> Datalist:
+def adopt_classes(inputs: RunInputs) -> RunInputs:
+    """With images given in place of the study's own (`data`), the classes are those of the images."""
+    if inputs.data is None:
+        return inputs
+    datalist = open_datalist(inputs)
+    _check_task(inputs.study, datalist)
+    task = inputs.study.task.model_copy(update={"classes": datalist.classes})
+    return inputs.model_copy(update={"study": inputs.study.model_copy(update={"task": task})})
+
+
+def _joined(inputs: RunInputs) -> Datalist:
     from medfl.data.importers import find_datalist
 
     faults, lists = Faults(), []
@@ -115,10 +127,13 @@ def _synthetic(inputs: RunInputs) -> Datalist:
         raise StudyError.at("data.source", "is not synthetic")
     shifts = {site.name: site.synthetic for site in inputs.sites}
     if not shifts:
-        raise StudyError.at("sites", "synthetic images need site files", "give --sites a folder with one YAML a hospital")
+        raise StudyError.at(
+            "sites", "synthetic images need site files", "give --sites a folder with one YAML a hospital"
+        )
     spec = SyntheticSpec.model_validate(source.model_dump(exclude={"kind"}))
     text = json.dumps(
-        [spec.model_dump(mode="json"), {name: shift.model_dump(mode="json") for name, shift in shifts.items()}], sort_keys=True
+        [spec.model_dump(mode="json"), {name: shift.model_dump(mode="json") for name, shift in shifts.items()}],
+        sort_keys=True,
     )
     key = hashlib.sha256(f"{text}|{inputs.study.seed}".encode()).hexdigest()[:16]
     folder = inputs.cache / "synthetic" / key
@@ -127,32 +142,38 @@ def _synthetic(inputs: RunInputs) -> Datalist:
     return load_datalist(folder / "datalist.json")
 
 
-def _site_names(inputs: RunInputs, datalist: Datalist) -> tuple[str, ...]:
-    """Names for a partition that makes sites itself: the site files', else the datalist's, else generic ones."""
+def _site_names(inputs: RunInputs, named: Sequence[str]) -> tuple[str, ...]:
+    """Names for a partition that makes sites itself: the site files', else those the images have, else generic ones."""
     if inputs.sites:
         return tuple(site.name for site in inputs.sites if site.name not in inputs.study.evaluation.unseen)
-    named = sorted({case.site for case in datalist.cases if case.site})
-    return tuple(named) or tuple(f"site{number + 1}" for number in range(inputs.study.federation.sites))
+    known = tuple(name for name in named if name != COMMON)
+    return known or tuple(f"site{number + 1}" for number in range(inputs.study.federation.sites))
 
 
 def _check_task(study: Study, datalist: Datalist) -> None:
     if datalist.task != study.task.kind:
         raise StudyError.at(
-            f"datalist {datalist.name}", f"is for {datalist.task}, the study trains {study.task.kind}", "use the study for it"
+            f"datalist {datalist.name}",
+            f"is for {datalist.task}, the study trains {study.task.kind}",
+            "use the study for it",
         )
+
+
+def _check_classes(study: Study, datalist: Datalist) -> None:
+    named = ", ".join(datalist.classes)
     if len(datalist.classes) != len(study.task.classes):
         raise StudyError.at(
             "task.classes",
-            f"names {len(study.task.classes)} classes, the images have {len(datalist.classes)}: {', '.join(datalist.classes)}",
-            f"--set task.classes='[{', '.join(datalist.classes)}]'",
+            f"names {len(study.task.classes)} classes, the images have {len(datalist.classes)}: {named}",
+            f"--set task.classes='[{named}]'",
         )
 
 
 def _check_sites(inputs: RunInputs, found: Mapping[str, Any]) -> None:
     evaluation, faults = inputs.study.evaluation, Faults()
     named = [("evaluation.unseen", name) for name in evaluation.unseen]
-    named += [("evaluation.public", name) for name in (evaluation.public, ) if name]
-    named += [("--only", name) for name in (inputs.only, ) if name]
+    named += [("evaluation.public", name) for name in (evaluation.public,) if name]
+    named += [("--only", name) for name in (inputs.only,) if name]
     for key, name in named:
         if name not in found:
             faults.add(key, f"names {name!r}, which has no images", f"sites with images: {', '.join(sorted(found))}")
@@ -168,11 +189,23 @@ def _with_roles(inputs: RunInputs, cases: Mapping[str, list[Case]], unseen: set[
     elif inputs.only:
         quiet = set(cases) - {inputs.only}
     kept = {
-        site: tuple(case for case in cases[site] if site not in quiet or case.split != "train") for site in sorted(cases)
+        site: tuple(case for case in cases[site] if site not in quiet or case.split != "train")
+        for site in sorted(cases)
     }
     if inputs.pooled:
-        kept[POOLED] = pool
-    return {site: own for site, own in kept.items() if own}
+        kept[POOLED] = tuple(replace(case, site=POOLED) for case in pool)
+    return _planned(inputs.study, {site: own for site, own in kept.items() if own})
+
+
+def _planned(study: Study, cases: dict[str, tuple[Case, ...]]) -> dict[str, tuple[Case, ...]]:
+    """What each training site holds according to the study's data plan."""
+    plan = PLANS.build(study.local.plan)
+    everything = tuple(case for own in cases.values() for case in own)
+    training = [site for site, own in cases.items() if any(case.split == "train" for case in own)]
+    for site in training:
+        rest = tuple(case for case in cases[site] if case.split != "train")
+        cases[site] = plan.hold(site, everything, training) + rest
+    return cases
 
 
 def load_site_data(inputs: RunInputs, site: str, cases: Sequence[Case]) -> SiteData:
@@ -184,7 +217,9 @@ def load_site_data(inputs: RunInputs, site: str, cases: Sequence[Case]) -> SiteD
     trains = any(case.split == "train" for case in cases)
     minimum = max(study.data.minimum_cases, policy.minimum_cases if policy else 1) if trains else 0
     if policy and trains and study.task.kind not in policy.tasks:
-        raise StudyError.at(f"site {site}", f"its policy does not allow {study.task.kind}", "ask the site's data steward")
+        raise StudyError.at(
+            f"site {site}", f"its policy does not allow {study.task.kind}", "ask the site's data steward"
+        )
     return load_site(
         site,
         cases,

@@ -1,8 +1,8 @@
 """Transport contract: how orders reach sites and answers come back.
 
-The coordinator talks to every implementation in the same way; the same study gives the same model, bit for bit, over all
-of them. Answers are yielded in the order of the orders, whatever order they arrive in. Bytes are counted from the
-messages that are (or, inside one process, would be) sent.
+The coordinator talks to every implementation in the same way; the same study gives the same model, bit for bit,
+over all of them. Answers are yielded in the order of the orders, whatever order they arrive in. Bytes are counted
+from the messages that are (or, inside one process, would be) sent.
 """
 
 from abc import ABC, abstractmethod

@@ -53,14 +53,16 @@ class ProcessPool(Transport):
     def train(
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
     ) -> Iterator[Delivery]:
-        jobs = [(order.site, {"do": "train", "site": order.site, "round": order.round, "values": dict(order.values)})
-                for order in orders]
+        jobs = [
+            (order.site, {"do": "train", "site": order.site, "round": order.round, "values": dict(order.values)})
+            for order in orders
+        ]
         down = {order.site: size(encode_order(order, model)) for order in orders}
         for site, header, message in self._run(jobs, model, progress):
             if header["answer"] == "failure":
                 yield Delivery(SiteFailure(site, header["round"], header["reason"]), down[site], 0)
                 continue
-            inner, buffers = unpack(message)
+            _, buffers = unpack(message)
             state = unpack_arrays(buffers[1])[1]
             yield Delivery(decode_reply(buffers[0]), down[site], len(buffers[0]), state)
 

@@ -59,14 +59,14 @@ class _Loop:
             if answer is not None:
                 _send(self._connection, answer)
 
-    def _initial(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:  # noqa: ARG002
+    def _initial(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
         vector, layout = self._host.initial_model()
         return pack_arrays({"answer": "initial", "layout": layout.to_json()}, {"model": vector})
 
     def _model(self, header: dict[str, Any], buffers: list[memoryview]) -> None:
         self._payload = Payload.of(header["model"], buffers)
 
-    def _train(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:  # noqa: ARG002
+    def _train(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
         order = TrainOrder(**header)
         answer, state = self._host.train(order, self._payload, _Ticker(self._connection))
         if isinstance(answer, SiteFailure):
@@ -74,7 +74,7 @@ class _Loop:
         reply = b"".join(encode_reply(answer))
         return parts({"answer": "reply"}, [reply, b"".join(pack_arrays({}, state))])
 
-    def _evaluate(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:  # noqa: ARG002
+    def _evaluate(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
         statistics = self._host.evaluate(header["site"], header["split"], self._payload)
         return parts({"answer": "statistics"}, [encode_statistics(statistics)])
 

@@ -1,4 +1,5 @@
-"""The way up: delta -> SubModel -> UploadGate -> Memory -> clip -> Codec -> Channel.seal, in this order and no other."""
+"""The way up: delta -> SubModel -> UploadGate -> Memory -> clip -> Codec -> Channel.seal, in this order and no
+other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

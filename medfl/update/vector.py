@@ -69,7 +69,9 @@ class Layout:
         wrong = sorted(expected.keys() ^ tensors.keys())
         wrong += [name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name]]
         if wrong:
-            raise RunError.at("weights", f"do not fit the network at {', '.join(wrong)}", "use the study they were trained with")
+            raise RunError.at(
+                "weights", f"do not fit the network at {', '.join(wrong)}", "use the study they were trained with"
+            )
         vector = np.empty(self.size, np.float32)
         for name, view in self.views(vector).items():
             view[...] = tensors[name]

@@ -65,11 +65,15 @@ def _header(text: bytes, length: int) -> dict[str, Any]:
     return dict(header)
 
 
+def as_bytes(array: npt.NDArray[Any]) -> memoryview:
+    """The bytes of an array, without a copy when it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
 def pack_arrays(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> list[Buffer]:
     """A message that carries named arrays; the reserved header key "arrays" holds name, dtype and shape."""
     listed = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-    flat = [memoryview(np.ascontiguousarray(array).reshape(-1)).cast("B") for array in arrays.values()]
-    return parts({**header, "arrays": listed}, flat)
+    return parts({**header, "arrays": listed}, [as_bytes(array) for array in arrays.values()])
 
 
 def unpack_arrays(message: Buffer) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:

@@ -1,4 +1,5 @@
-"""FedAvg's mean (McMahan et al. 2017): sum w_k D_k / sum w_k, with w_k the unique cases of a site times its verdict's factor."""
+"""FedAvg's mean (McMahan et al. 2017): sum w_k D_k / sum w_k, with w_k the unique cases of a site times its
+verdict's factor."""
 
 from typing import Literal
 

@@ -1,9 +1,9 @@
 """Regulator contract: admit, down-weight or refuse each arriving update, with a reason.
 
-A study lists rules; a site is refused as soon as one rule refuses it, and its weight is multiplied by every rule's factor.
-Rules that judge an update alone act on arrival, so that the coordinator holds one update at a time. A rule that compares the
-sites of a round (trait "compares-sites") is asked once all have arrived, and the round holds all updates for it; such rules are
-refused when differential privacy is on.
+A study lists rules; a site is refused as soon as one rule refuses it, and its weight is multiplied by every rule's
+factor. Rules that judge an update alone act on arrival, so that the coordinator holds one update at a time. A rule
+that compares the sites of a round (trait "compares-sites") is asked once all have arrived, and the round holds all
+updates for it; such rules are refused when differential privacy is on.
 """
 
 from abc import ABC
@@ -48,7 +48,8 @@ Score = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What rules may consult: the global vector before the round, and the public validation set if the study has one."""
+    """What rules may consult: the global vector before the round, and the public validation set if the study has
+    one."""
 
     model: FloatVector
     validate: Callable[[FloatVector], Score] | None = None

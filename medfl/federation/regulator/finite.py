@@ -14,5 +14,5 @@ class FiniteConfig(PluginConfig):
 class Finite(RegulatorRule):
     Config = FiniteConfig
 
-    def judge(self, arrival: Arrival, bench: Bench) -> Verdict:  # noqa: ARG002
+    def judge(self, arrival: Arrival, bench: Bench) -> Verdict:
         return ADMIT if math.isfinite(arrival.norm) else self.refuse("the update holds values that are not finite")

@@ -33,7 +33,7 @@ class MedianDistance(RegulatorRule):
     Config = MedianDistanceConfig
     config: MedianDistanceConfig
 
-    def judge_cohort(self, arrivals: Sequence[Arrival], bench: Bench) -> Mapping[str, Verdict]:  # noqa: ARG002
+    def judge_cohort(self, arrivals: Sequence[Arrival], bench: Bench) -> Mapping[str, Verdict]:
         if len(arrivals) < 3:
             return {}
         norms = np.array([arrival.norm for arrival in arrivals])

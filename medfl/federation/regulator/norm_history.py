@@ -1,8 +1,8 @@
 """Refuse an update whose norm leaves its site's own history by far; in the first rounds, the scale of the model itself.
 
-The history is the admitted norms of the site's last `window` rounds. Before a site has a history, the bound is `first` times the norm of
-the global vector: a training round moves weights by a fraction of their size, a scaled upload by many times.
-Uses no other site's update, so it is allowed under differential privacy.
+The history is the admitted norms of the site's last `window` rounds. Before a site has a history, the bound is
+`first` times the norm of the global vector: a training round moves weights by a fraction of their size, a scaled
+upload by many times. Uses no other site's update, so it is allowed under differential privacy.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,11 @@ class NormHistory(RegulatorRule):
             ratio = arrival.norm / max(float(np.median(history)), 1e-30)
         else:
             scale = float(np.linalg.norm(bench.model))
-            limit, what, ratio = self.config.first * scale, "times the norm of the model", arrival.norm / max(scale, 1e-30)
+            limit, what, ratio = (
+                self.config.first * scale,
+                "times the norm of the model",
+                arrival.norm / max(scale, 1e-30),
+            )
         if arrival.norm <= limit:
             return ADMIT
         return self.refuse(f"norm {arrival.norm:.3g} is {ratio:.3g} {what}")

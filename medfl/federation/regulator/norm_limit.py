@@ -17,7 +17,7 @@ class NormLimit(RegulatorRule):
     Config = NormLimitConfig
     config: NormLimitConfig
 
-    def judge(self, arrival: Arrival, bench: Bench) -> Verdict:  # noqa: ARG002
+    def judge(self, arrival: Arrival, bench: Bench) -> Verdict:
         if arrival.norm <= self.config.limit:
             return ADMIT
         return self.refuse(f"norm {arrival.norm:.3g} is above the limit {self.config.limit:.3g}")

@@ -1,9 +1,9 @@
 """U-FedDO's coordinator: screen each update on public validation images and weight it by how well its model does.
 
-An update is refused when the model it makes, w + delta, is worse than the global model before the round by more than `tolerance`
-(share of the global model's own loss, plus `slack`), or when the loss is not finite. Admitted updates are
-weighted by quality q = max(metric, floor) when `metric` is named: w += sum n_k q_k delta_k / sum n_k q_k.
-Uses one site's update and public data only.
+An update is refused when the model it makes, w + delta, is worse than the global model before the round by more
+than `tolerance` (share of the global model's own loss, plus `slack`), or when the loss is not finite. Admitted
+updates are weighted by quality q = max(metric, floor) when `metric` is named: w += sum n_k q_k delta_k / sum n_k
+q_k. Uses one site's update and public data only.
 """
 
 import math
@@ -11,15 +11,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Score, Verdict
 from medfl.errors import StudyError
+from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Score, Verdict
 from medfl.plugins import PluginConfig
 from medfl.update.vector import FloatVector
 
 
 class ValidationConfig(PluginConfig):
     kind: Literal["validation"] = "validation"
-    tolerance: float = Field(0.5, ge=0, description="a model may be worse than the global one by this share of its loss")
+    tolerance: float = Field(
+        0.5, ge=0, description="a model may be worse than the global one by this share of its loss"
+    )
     slack: float = Field(0.05, ge=0, description="and by this much loss besides")
     metric: str | None = Field(None, description="weight admitted updates by this metric of their model")
     floor: float = Field(0.05, gt=0, le=1, description="smallest quality weight")
@@ -38,7 +40,9 @@ class Validation(RegulatorRule):
 
     def judge(self, arrival: Arrival, bench: Bench) -> Verdict:
         if bench.validate is None:
-            raise StudyError.at("regulator.validation", "the study has no public images", "name a site in evaluation.public")
+            raise StudyError.at(
+                "regulator.validation", "the study has no public images", "name a site in evaluation.public"
+            )
         base = self._baseline(arrival.round, bench)
         score = bench.validate(_moved(bench.model, arrival))
         limit = base["loss"] * (1 + self.config.tolerance) + self.config.slack
@@ -51,7 +55,9 @@ class Validation(RegulatorRule):
 
     def _baseline(self, round_: int, bench: Bench) -> Score:
         if bench.validate is None:
-            raise StudyError.at("regulator.validation", "the study has no public images", "name a site in evaluation.public")
+            raise StudyError.at(
+                "regulator.validation", "the study has no public images", "name a site in evaluation.public"
+            )
         if self._base is None or self._base[0] != round_:
             self._base = round_, bench.validate(bench.model)
         return self._base[1]

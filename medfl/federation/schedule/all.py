@@ -16,5 +16,5 @@ class AllSitesConfig(PluginConfig):
 class AllSites(Schedule):
     Config = AllSitesConfig
 
-    def cohort(self, round_: int, cases: Mapping[str, int], rng: np.random.Generator) -> tuple[str, ...]:  # noqa: ARG002
+    def cohort(self, round_: int, cases: Mapping[str, int], rng: np.random.Generator) -> tuple[str, ...]:
         return tuple(sorted(cases))

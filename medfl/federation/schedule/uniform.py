@@ -23,7 +23,7 @@ class Uniform(Schedule):
     Config = UniformConfig
     config: UniformConfig
 
-    def cohort(self, round_: int, cases: Mapping[str, int], rng: np.random.Generator) -> tuple[str, ...]:  # noqa: ARG002
+    def cohort(self, round_: int, cases: Mapping[str, int], rng: np.random.Generator) -> tuple[str, ...]:
         names = sorted(cases)
         count = min(len(names), max(self.config.minimum, round(self.config.fraction * len(names))))
         return tuple(sorted(str(name) for name in rng.choice(names, count, replace=False)))

@@ -1,6 +1,6 @@
 """FedAdam (Reddi et al., "Adaptive Federated Optimization", ICLR 2021): Adam on the coordinator with D as gradient.
 
-    m = b1 m + (1-b1) D;  v = b2 v + (1-b2) D^2;  w += lr m / (sqrt(v) + tau)      (no bias correction, as published)
+m = b1 m + (1-b1) D;  v = b2 v + (1-b2) D^2;  w += lr m / (sqrt(v) + tau)      (no bias correction, as published)
 """
 
 from typing import Literal

@@ -70,7 +70,7 @@ class Distillation(LocalRule):
             raise StudyError.at("rules.distillation", "the task has no teacher", "set task.teacher")
         teacher.gradient.zero_()
         logits = context.task.logits(teacher.module, batch)
-        context.task.supervised(logits, batch).backward()
+        context.task.supervised(logits, batch).backward()  # type: ignore[no-untyped-call]
         clip_gradient(teacher.gradient, self.config.gradient_clip)
         context.scratch["teacher_optimizer"].step()
         return logits.detach()

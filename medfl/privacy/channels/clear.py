@@ -17,8 +17,8 @@ class ClearConfig(PluginConfig):
 class Clear(Channel):
     Config = ClearConfig
 
-    def seal(self, payload: Payload, site: str, round_: int) -> Payload:  # noqa: ARG002
+    def seal(self, payload: Payload, site: str, round_: int) -> Payload:
         return payload
 
-    def open(self, payload: Payload, site: str, round_: int) -> Payload:  # noqa: ARG002
+    def open(self, payload: Payload, site: str, round_: int) -> Payload:
         return payload

@@ -1,8 +1,8 @@
 """Codec contract: a vector in, bytes out, and back. One codec serves one direction of one study.
 
 Traits: "unbiased", "additive", and one of "support-dense", "support-own", "support-shared"; `omega` is the relative
-variance E|Q(v)-v|^2 / |v|^2 of an unbiased codec. A decoder meets bytes from a peer: it raises RunError for anything that is
-not a whole payload of the expected size, before it allocates.
+variance E|Q(v)-v|^2 / |v|^2 of an unbiased codec. A decoder meets bytes from a peer: it raises RunError for
+anything that is not a whole payload of the expected size, before it allocates.
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +27,9 @@ class Codec(Plugin[PluginConfig], ABC):
     def check(self, payload: Payload, size: int, lengths: tuple[int, ...]) -> None:
         """RunError unless codec, vector size and buffer lengths are as expected."""
         if payload.codec != self.config.kind or payload.size != size:
-            raise RunError.at("update", f"is {payload.codec} of {payload.size} values, expected {self.config.kind} of {size}")
+            raise RunError.at(
+                "update", f"is {payload.codec} of {payload.size} values, expected {self.config.kind} of {size}"
+            )
         found = tuple(len(buffer) for buffer in payload.buffers)
         if found != lengths:
             raise RunError.at("update", f"has buffers of {found} bytes, expected {lengths}")

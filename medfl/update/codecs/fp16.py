@@ -7,6 +7,7 @@ import numpy as np
 from medfl.plugins import PluginConfig
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import Codec, dense_values
+from medfl.update.wire import as_bytes
 
 _LARGEST = np.float32(np.finfo(np.float16).max)
 
@@ -21,9 +22,9 @@ class Fp16Config(PluginConfig):
 class Fp16(Codec):
     Config = Fp16Config
 
-    def encode(self, update: Update, rng: np.random.Generator) -> Payload:  # noqa: ARG002
+    def encode(self, update: Update, rng: np.random.Generator) -> Payload:
         halves = np.clip(dense_values(update), -_LARGEST, _LARGEST).astype(np.float16)
-        return Payload("fp16", update.size, (memoryview(halves).cast("B"),))
+        return Payload("fp16", update.size, (as_bytes(halves),))
 
     def decode(self, payload: Payload, size: int) -> Update:
         self.check(payload, size, (2 * size,))

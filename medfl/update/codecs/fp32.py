@@ -7,6 +7,7 @@ import numpy as np
 from medfl.plugins import PluginConfig
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import Codec, dense_values
+from medfl.update.wire import as_bytes
 
 
 class Fp32Config(PluginConfig):
@@ -19,8 +20,8 @@ class Fp32Config(PluginConfig):
 class Fp32(Codec):
     Config = Fp32Config
 
-    def encode(self, update: Update, rng: np.random.Generator) -> Payload:  # noqa: ARG002
-        return Payload("fp32", update.size, (memoryview(dense_values(update)).cast("B"),))
+    def encode(self, update: Update, rng: np.random.Generator) -> Payload:
+        return Payload("fp32", update.size, (as_bytes(dense_values(update)),))
 
     def decode(self, payload: Payload, size: int) -> Update:
         self.check(payload, size, (4 * size,))

@@ -14,5 +14,5 @@ class AlwaysConfig(PluginConfig):
 class Always(UploadGate):
     Config = AlwaysConfig
 
-    def allow(self, update: Update, round_: int) -> bool:  # noqa: ARG002
+    def allow(self, update: Update, round_: int) -> bool:
         return True

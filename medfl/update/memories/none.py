@@ -15,7 +15,7 @@ class NoMemoryConfig(PluginConfig):
 class NoMemory(Memory):
     Config = NoMemoryConfig
 
-    def before(self, update: Update, state: SiteState) -> Update:  # noqa: ARG002
+    def before(self, update: Update, state: SiteState) -> Update:
         return update
 
     def after(self, wanted: Update, sent: Callable[[], Update], state: SiteState) -> None:

@@ -16,5 +16,5 @@ class FullConfig(PluginConfig):
 class Full(SubModel):
     Config = FullConfig
 
-    def select(self, site: str, round_: int, size: int) -> None:  # noqa: ARG002
+    def select(self, site: str, round_: int, size: int) -> None:
         return None

@@ -1,0 +1,168 @@
+"""`medfl simulate`: a whole federation on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medfl.cli.output import Json, console, print_json, result
+from medfl.errors import InputError
+
+if TYPE_CHECKING:
+    from medfl.coordinator.observer import Observer
+    from medfl.study.sources import RunInputs
+
+
+def simulate(
+    study: Annotated[Path | None, typer.Argument(help="The study's YAML file.", show_default=False)] = None,
+    sites: Annotated[
+        Path | None,
+        typer.Option(help="Folder of site files; default: `sites` beside the study or here.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Use these images: a datalist.json, or a folder or file to import.", show_default=False),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Short for --set stop.rounds=N.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set seed=N.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default: runs/<study>-<number>.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key of the study; repeatable."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that train sites; default: one a core.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with this run folder; nothing else is needed.", show_default=False),
+    ] = None,
+    pooled: Annotated[bool, typer.Option("--pooled", help="Baseline: all training images at one site.")] = False,
+    only: Annotated[
+        str | None, typer.Option(metavar="SITE", help="Baseline: this site alone trains.", show_default=False)
+    ] = None,
+    sink: Annotated[
+        list[str] | None, typer.Option(help="Also send metrics to: tensorboard, mlflow. Repeatable.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Cache folder; default: $MEDFL_CACHE.", show_default=False)] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html and the model card.")] = True,
+    json: Json = False,
+) -> None:
+    """Run a whole federation on this machine.
+
+    Example: medfl simulate configs/pneumonia.yaml --rounds 5 --set local.batch_size=8
+    """
+    from medfl.cli.progress import make_progress
+    from medfl.coordinator.observer import Observers
+    from medfl.coordinator.runner import inputs_of
+    from medfl.coordinator.runner import simulate as run
+
+    if resume is not None:
+        inputs, folder = inputs_of(resume), resume
+    else:
+        inputs = _inputs(study, sites, data, rounds, seed, overrides or [], cache, pooled, only)
+        folder = out or _next_folder(inputs.study.name)
+    observers = [make_progress(console, _primary(inputs)), *_sinks(sink or [], folder)]
+    summary = run(inputs, folder, Observers(observers), workers=workers, resume=resume is not None)
+    if report:
+        _write_report(folder)
+    if json:
+        print_json({"run": str(folder), **summary})
+    else:
+        _print_summary(folder, summary)
+
+
+def _inputs(
+    study: Path | None,
+    sites: Path | None,
+    data: Path | None,
+    rounds: int | None,
+    seed: int | None,
+    overrides: list[str],
+    cache: Path | None,
+    pooled: bool,
+    only: str | None,
+) -> "RunInputs":
+    from medfl.study.load import load_sites, load_study
+    from medfl.study.sources import RunInputs, adopt_classes, default_cache
+
+    if study is None:
+        raise InputError.at("STUDY", "is missing", "give a study file, or --resume RUN")
+    if data is not None and not data.exists():
+        raise InputError.at(f"--data {data}", "does not exist", "give a folder, a file or a datalist.json")
+    short = [f"stop.rounds={rounds}"] if rounds is not None else []
+    short += [f"seed={seed}"] if seed is not None else []
+    read = load_study(study, [*short, *overrides])
+    folder = sites or _site_folder(study)
+    needed = data is None and read.data.source.kind == "synthetic"
+    inputs = RunInputs(
+        study=read,
+        sites=tuple(load_sites(folder)) if folder and (needed or sites) else (),
+        data=data.resolve() if data else None,
+        cache=(cache or default_cache()).resolve(),
+        pooled=pooled,
+        only=only,
+    )
+    adopted = adopt_classes(inputs)
+    if adopted.study.task.classes != inputs.study.task.classes:
+        console.print(f"classes are those of the images: {', '.join(adopted.study.task.classes)}", highlight=False)
+    return adopted
+
+
+def _site_folder(study: Path) -> Path | None:
+    places = (study.parent / "sites", study.parent.parent / "sites", Path("sites"))
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _next_folder(name: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+def _primary(inputs: "RunInputs") -> str:
+    from medfl.study.build import build_task
+
+    return build_task(inputs.study).primary
+
+
+def _sinks(names: list[str], out: Path) -> "list[Observer]":
+    if not names:
+        return []
+    from medfl.report.sinks import make_sink
+
+    return [make_sink(name, out) for name in names]
+
+
+def _write_report(folder: Path) -> None:
+    from medfl.report.card import write_model_card
+    from medfl.report.page import write_report
+
+    write_model_card(folder)
+    write_report(folder)
+
+
+def _print_summary(folder: Path, summary: dict) -> None:  # type: ignore[type-arg]
+    from rich.table import Table
+
+    metrics, primary = summary["metrics"], summary["primary"]
+    shown = [primary, *(name for name in metrics["global"] if name not in (primary, "loss"))][:6]
+    table = Table("", *shown, title=f"{summary['study']}: the global model on the {metrics['split']} images")
+    rows = [("all sites", metrics["global"]), *metrics["sites"].items()]
+    rows += [(f"{name} (unseen)", values) for name, values in metrics["unseen"].items()]
+    for name, values in rows:
+        table.add_row(name, *(_cell(values.get(column)) for column in shown))
+    console_ = result()
+    console_.print(table)
+    console_.print(f"run folder: {folder}", highlight=False)
+
+
+def _cell(entry: dict | None) -> str:  # type: ignore[type-arg]
+    if not entry or entry.get("value") is None:
+        return "-"
+    return f"{entry['value']:.4f} (n={entry['n']})"
