@@ -15,6 +15,7 @@ from medfl.data.base import Array, Sample
 from medfl.tasks.base import Prediction
 
 _COLOURS = ("#ff7f0e", "#17becf", "#e377c2", "#bcbd22", "#2ca02c", "#9467bd", "#d62728", "#1f77b4")
+_PLATE = {"facecolor": "black", "alpha": 0.6, "pad": 0.8, "linewidth": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def _add(axes: Axes, drawn: Sequence[tuple[_Drawn, npt.NDArray[np.float64]]]) ->
         frame = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linestyle=item.line)
         axes.add_patch(frame)
         if item.line == "-":
-            axes.text(x0, y0, item.caption, color=colour, fontsize=6, va="bottom", clip_on=True)
+            axes.text(x0, y0, item.caption, color=colour, fontsize=6, va="bottom", clip_on=True, bbox=_PLATE)
 
 
 def _pixels(image: Array) -> npt.NDArray[np.float64]:
