@@ -73,8 +73,8 @@ class DetectionConfig(TaskConfig):
     context: multi-rate dilated convolutions after each lateral. attention: each level is gated by the deeper one.
     anchors: shapes in pixels of the finest level, one length a space axis; every site has the same, so they stand in
     the study and are never fitted to a site's boxes. anchor_scales: their factor at each level, None is 1, 2, 4, ...
-    class_loss: focal loss over all anchors, or BCE over sampled ones. box_loss: generalised IoU of the decoded boxes, or
-    smooth L1 of the encoded ones (beta 1/9). BCE with smooth L1 is MONAI's LUNA16 recipe; after 200 steps on
+    class_loss: focal loss over all anchors, or BCE over sampled ones. box_loss: generalised IoU of decoded boxes, or
+    smooth L1 of encoded ones (beta 1/9). BCE with smooth L1 is MONAI's LUNA16 recipe; after 200 steps on
     blood cells (BCCD) it had reached mAP@0.5 0.50, the defaults 0.79.
     atss_candidates: anchor positions a level that may match a box (ATSS, Zhang et al. 2020, arXiv 1912.02424).
     """
