@@ -8,8 +8,8 @@ import numpy.typing as npt
 EFFECTIVE_BETA = 0.999
 """Cui et al. 2019 (arXiv 1901.05555) use 0.9 to 0.9999; a class of 1/(1 - beta) samples counts as well covered."""
 
-LARGEST_WEIGHT = 20.0
-"""A class of a few cases must not own the gradient: no sample counts more than about this many average ones."""
+LARGEST_RATIO = 20.0
+"""A class of a few cases must not own the gradient: no sample counts more than so many of the largest class."""
 
 
 def sample_weights(
@@ -18,12 +18,11 @@ def sample_weights(
     """Weights [N] of samples with labels [N], with mean 1 over the site.
 
     "inverse": w_c = 1 / n_c. "effective": w_c = (1 - beta) / (1 - beta^n_c). Classes without samples take no part, so
-    a site with a single class gets ones.
+    a site with a single class gets ones; no weight is more than LARGEST_RATIO times that of the largest class.
     """
     counts = np.bincount(labels, minlength=classes).astype(np.float64)
     size = np.maximum(counts, 1.0)
     weight = 1.0 / size if scheme == "inverse" else (1.0 - EFFECTIVE_BETA) / (1.0 - EFFECTIVE_BETA**size)
-    weight *= counts.sum() / max((weight * counts).sum(), np.finfo(np.float64).tiny)
-    weight = np.minimum(weight, LARGEST_WEIGHT)
-    chosen = weight[labels]
-    return (chosen / chosen.mean() if len(chosen) else chosen).astype(np.float32)
+    weight = np.minimum(weight, LARGEST_RATIO * weight[counts.argmax()])
+    chosen: npt.NDArray[np.float32] = weight.astype(np.float32)[labels]
+    return chosen / chosen.mean() if len(chosen) else chosen

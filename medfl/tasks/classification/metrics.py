@@ -33,12 +33,14 @@ def of_batch(logits: FloatMatrix, labels: npt.NDArray[np.int64]) -> Statistics:
     """Statistics of logits [N, C] and labels [N]; the loss is the plain cross entropy."""
     classes = logits.shape[1]
     found = empty(classes)
-    log_probability = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a diverged network: its loss is NaN, its scores tie
+        log_probability = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        rest = [np.logaddexp.reduce(np.delete(logits, c, axis=1), axis=1) for c in range(classes)]
     predicted = logits.argmax(axis=1)
     found["loss"][:] = -log_probability[np.arange(len(labels)), labels].sum(), len(labels)
     np.add.at(found["confusion"], (labels, predicted), 1.0)
     for number in range(classes):
-        odds = logits[:, number] - np.logaddexp.reduce(np.delete(logits, number, axis=1), axis=1)
+        odds = logits[:, number] - rest[number]
         for group in (0, 1):
             found["scores"][number, group] = score_histogram(odds[(labels == number) == group])
     found["calibration"] = calibration_table(np.exp(log_probability.max(axis=1)), predicted == labels)

@@ -61,7 +61,7 @@ class Classification(Task):
         return None if scheme == "none" else sample_weights(labels, len(self.config.classes), scheme)
 
     def to_device(self, batch: Mapping[str, Any], device: "torch.device") -> Batch:
-        """Images [B, C, *space], labels [B] and, where given, weights [B]; DataError when the shapes of the images differ
+        """Images [B, C, *space], labels [B] and, where given, weights [B]; DataError when image shapes differ
         or a label is unknown."""
         import torch
 

@@ -52,11 +52,15 @@ class ResNetConfig(_Settings):
 
 
 class UNetConfig(_Settings):
-    """A U-Net: `depth` times halved, level k has `width * 2**k` channels and two convolutions."""
+    """A U-Net: `depth` times halved, level k has `width * 2**k` channels and two convolutions.
+
+    norm: "instance" normalises each channel by itself, as nnU-Net does, "group" four channels or more together. Narrow
+    networks learn rare classes far more slowly with "group".
+    """
 
     width: PositiveInt
     depth: int = Field(default=3, ge=1, le=7)
-    norm: NormName = "group"
+    norm: NormName = "instance"
 
     def parameters(self, spatial_dims: int, in_channels: int, classes: int) -> int:
         """Number of parameters of the network, without building it."""

@@ -13,7 +13,7 @@ _UP: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {2: nn.Con
 
 
 class UNet(nn.Module):
-    """[B, in_channels, *space] -> logits [B, num_classes, *space], for any size of space.
+    """[B, in_channels, *space] -> logits [B, num_classes, *space], for any size of space above 2**depth.
 
     Sizes that 2**depth does not divide are padded with zeros at the far end and the output is cropped back.
     """
@@ -26,7 +26,7 @@ class UNet(nn.Module):
         num_classes: int,
         width: int,
         depth: int,
-        norm_name: NormName = "group",
+        norm_name: NormName = "instance",
     ) -> None:
         super().__init__()
         widths = [width * 2**k for k in range(depth + 1)]

@@ -33,7 +33,7 @@ NETWORKS = {
     "resnet-plain-small": lambda: resnet(2, se=False, stem="small"),
     "unet-2d": lambda: unet(2),
     "unet-3d": lambda: unet(3),
-    "unet-instance": lambda: unet(2, norm_name="instance"),
+    "unet-group": lambda: unet(2, norm_name="group"),
 }
 
 
@@ -47,24 +47,24 @@ def images(network: nn.Module, count: int = 4, size: int = 16) -> torch.Tensor:
 
 def batch_dependence(network: nn.Module) -> float:
     """Largest change of an image's output when other images come with it."""
-    network.train()
-    x = images(network)
+    network.double().train()
+    x = images(network).double()
     return float((network(x)[:1] - network(x[:1])).detach().abs().max())
 
 
 class BatchNormUNet(UNet):
-    """The fake: a U-Net whose GroupNorm layers were replaced by BatchNorm."""
+    """The fake: a U-Net whose normalisation was replaced by BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__(spatial_dims=2, in_channels=2, num_classes=3, width=4, depth=2)
         for unit in [m for m in self.modules() if isinstance(m, blocks.ConvUnit)]:
-            unit[1] = nn.BatchNorm2d(unit[1].num_channels)
+            unit[1] = nn.BatchNorm2d(unit[1].num_features)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_output_depends_on_the_image_alone_and_parameters_are_all_there_is(name: str) -> None:
     network = NETWORKS[name]()
-    assert batch_dependence(network) < 1e-5
+    assert batch_dependence(network) < 1e-9
     assert not list(network.buffers())
 
 
@@ -144,7 +144,7 @@ def test_groups_keep_four_channels(channels: int, groups: int) -> None:
     assert groups_of(channels) == groups
 
 
-@pytest.mark.parametrize("name", [n for n in NETWORKS if "instance" not in n])
+@pytest.mark.parametrize("name", [n for n in NETWORKS if "resnet" in n or "group" in n])
 def test_no_group_is_a_single_channel(name: str) -> None:
     norms = [m for m in NETWORKS[name]().modules() if isinstance(m, nn.GroupNorm)]
     assert norms and all(m.num_channels // m.num_groups >= 4 for m in norms)
@@ -153,7 +153,7 @@ def test_no_group_is_a_single_channel(name: str) -> None:
 def test_squeeze_excitation_scales_whole_channels() -> None:
     block = blocks.SqueezeExcitation(2, 8)
     x = torch.rand(2, 8, 5, 5) + 0.5
-    scale = block(x) / x
+    scale = (block(x) / x).detach()
     torch.testing.assert_close(scale, scale[:, :, :1, :1].expand_as(scale))
     assert 0 < float(scale.min()) < float(scale.max()) < 1
 
