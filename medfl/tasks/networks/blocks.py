@@ -8,6 +8,7 @@ from math import gcd
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medfl.tasks.networks.config import NormName
 
@@ -33,6 +34,15 @@ def groups_of(channels: int) -> int:
     while groups > 1 and channels // groups < MIN_CHANNELS_PER_GROUP:
         groups //= 2
     return groups
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Each image [C, *s] of the batch to mean 0 and variance 1 over all its values.
+
+    Networks begin with this: with inputs in 0..1 the first convolution sees mostly the mean, and training takes
+    several times as many steps.
+    """
+    return F.group_norm(images, 1)
 
 
 def norm(spatial_dims: int, channels: int, name: NormName = "group") -> nn.Module:

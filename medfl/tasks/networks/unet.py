@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medfl.tasks.networks.blocks import ConvUnit, conv, initialise
+from medfl.tasks.networks.blocks import ConvUnit, conv, initialise, standardise
 from medfl.tasks.networks.config import NormName
 
 _MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -47,7 +47,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         space = x.shape[2:]
-        x = F.pad(x, [p for size in reversed(space) for p in (0, -size % self.multiple)])
+        x = F.pad(standardise(x), [p for size in reversed(space) for p in (0, -size % self.multiple)])
         skips: list[Tensor] = []
         for number, level in enumerate(self.down):
             x = level(self.pool(x) if number else x)
