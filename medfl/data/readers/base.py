@@ -69,12 +69,15 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except MedflError:
         raise
     except FileNotFoundError as error:
-        raise DataError.at(path, "the file does not exist", "correct the path in the datalist") from error
+        raise DataError.at(path, "does not exist", "correct the path") from error
     except PermissionError as error:
         raise DataError.at(path, "the file may not be read", "give this user read access") from error
     except MemoryError as error:
         raise DataError.at(path, f"the {what} file needs more memory than there is", "check the file") from error
-    except Exception as error:
+    except BaseException as error:
+        # A panic in a decoder written in Rust arrives as a BaseException of no public class.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError.at(
             path, f"cannot be read as {what}: {reason}", "export the image again or leave it out"

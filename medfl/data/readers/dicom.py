@@ -66,7 +66,7 @@ def _chosen(folder: Path, name: str) -> Series:
 
 def _with_broken(series: Series, broken: list[Series]) -> Series:
     """The series, with a note for each file beside it that could not be read: it may be one of its slices."""
-    beside = [one for one in broken if one.files[0].parent == series.files[0].parent and not one.modality]
+    beside = [one for one in broken if one.files[0].parent == series.files[0].parent and one.damaged]
     notes = tuple(f"{one.files[0].name} left out: it {one.reason}" for one in beside)
     return Series(series.id, series.files, series.patient, series.modality, series.institution, series.notes + notes)
 

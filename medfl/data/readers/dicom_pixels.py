@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from medfl.data.base import FloatArray
 from medfl.data.readers.base import limit_size
@@ -101,7 +101,9 @@ def frames(path: Path, dataset: pydicom.Dataset) -> Iterator[FloatArray]:
     """Frames `[channel, row, column]` in stored order; one is in memory at a time."""
     count = frame_count(dataset)
     limit_size(path, int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1) * count)
-    for index, frame in enumerate(iter_pixels(dataset)):
+    # pylibjpeg's RLE decoder aborts with a Rust panic on damaged data; pydicom's own raises.
+    plugin = "pydicom" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
+    for index, frame in enumerate(iter_pixels(dataset, decoding_plugin=plugin)):
         if index < count:
             yield _values(path, dataset, index, frame)
 

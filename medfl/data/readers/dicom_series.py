@@ -44,6 +44,7 @@ class Series:
     id: short name, stable over machines and free of identifiers: a hash of the series UID and of what tells the stack
         apart. files: in slice order where positions are known. patient, modality, institution: as the header says, ""
         when it does not. notes: what was left out or assumed. reason: why the files make no image, "" when they do.
+    damaged: whether the reason is that the file cannot be read, and not that it is no image.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Series:
     institution: str = ""
     notes: tuple[str, ...] = ()
     reason: str = ""
+    damaged: bool = False
 
     @property
     def path(self) -> Path:
@@ -75,6 +77,7 @@ class _Header:
     plane: Plane
     telling: tuple[str, ...]
     reason: str = ""
+    damaged: bool = False
 
 
 def list_series(folder: Path) -> list[Series]:
@@ -95,7 +98,7 @@ def list_series(folder: Path) -> list[Series]:
 def _listed(files: tuple[Path, ...], _stamp: tuple[tuple[int, int], ...]) -> tuple[Series, ...]:
     headers = [header for file in files if (header := _header(file)) is not None]
     broken = [Series(_id(header.path.name), (header.path,), header.patient, header.modality, header.institution,
-                     (), header.reason) for header in headers if header.reason]  # fmt: skip
+                     (), header.reason, header.damaged) for header in headers if header.reason]  # fmt: skip
     usable = [header for header in headers if not header.reason]
     found = [one for stack in _stacks(usable) for one in _series(stack)]
     return tuple(sorted(found + broken, key=lambda series: series.files))
@@ -129,7 +132,7 @@ def _claims(path: Path) -> bool:
 
 
 def _unreadable(path: Path, reason: str) -> _Header:
-    return _Header(path, "", "", None, "", "", "", (), Plane(None, None, None), (), reason)
+    return _Header(path, "", "", None, "", "", "", (), Plane(None, None, None), (), reason, True)
 
 
 def _parsed(path: Path, dataset: pydicom.Dataset, reason: str) -> _Header:

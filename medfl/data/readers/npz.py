@@ -44,6 +44,12 @@ def array_names(path: Path) -> tuple[str, ...]:
         return tuple(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
 
 
+def array_shape(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of one array, from its header; DataError when it is absent or broken."""
+    with reading(path, "npz"):
+        return _entries(path, name).shape
+
+
 def load_array(path: Path, name: str) -> Array:
     """One whole array, for labels and the like; DataError when it is absent, broken or holds objects."""
     with reading(path, "npz"):
