@@ -1,0 +1,73 @@
+# make setup      a virtual environment in .venv with medfl and its tools
+# make demo       one small federation from start to report, in runs/demo
+# make test       everything but the slow acceptance tests
+# make test-slow  the slow acceptance tests
+# make lint       style, types and the direction of imports
+# make bench      measure speed
+# make docs       build the documentation into site/
+# make clean      remove what the targets above made, except finished runs
+#
+# PYTHON chooses the interpreter of a new environment: make setup PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO := runs/demo
+
+# nothing is written to the home folder; files that can be made again lie beside the runs
+export MEDFL_CACHE ?= $(CURDIR)/runs/.cache
+export MPLCONFIGDIR ?= $(CURDIR)/runs/.cache/matplotlib
+# albumentations asks the network for a newer version unless told not to
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint bench docs clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+demo: setup
+	@if [ -e $(DEMO) ] && [ ! -e runs/.demo ]; then \
+		echo "$(DEMO) was not made by 'make demo': move it away first" >&2; exit 1; fi
+	@rm -rf $(DEMO) && mkdir -p runs && touch runs/.demo
+	$(BIN)/medfl simulate configs/pneumonia.yaml --out $(DEMO)
+	@echo "open $(DEMO)/report.html in a browser"
+
+test: export OMP_NUM_THREADS = 1
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: export OMP_NUM_THREADS = 1
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+# the tests' own options skip benchmarks, so they are replaced here
+bench: export OMP_NUM_THREADS = 1
+bench: setup
+	$(BIN)/python -m pytest tests/benchmarks -o addopts="--import-mode=importlib" --benchmark-only
+
+docs: $(VENV)/.docs-installed
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site build dist medfl.egg-info runs/.cache .benchmarks .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find medfl tests -name __pycache__ -type d -prune -exec rm -rf {} +
