@@ -58,8 +58,8 @@ class Segmentation(Task):
         )
 
     def to_device(self, batch: Mapping[str, Any], device: "torch.device") -> Batch:
-        """Images [B, C, *space] and masks [B, *space]; lists are padded at the far end to one size with zeros and
-        background, as the network pads. DataError for a mask value that names no class."""
+        """Images [B, C, *space] and masks [B, *space]; lists are padded at the far end to one size, with the
+        mean of the image and background, as the network pads. DataError for a mask value that names no class."""
         import torch
 
         label = _padded(batch["label"], np.int64)
@@ -68,7 +68,7 @@ class Segmentation(Task):
             raise DataError.at(
                 "mask", f"values from {label.min()} to {label.max()}", f"the {known} classes are 0 to {known - 1}"
             )
-        image = _padded(batch["image"], np.float32)
+        image = _padded(batch["image"], np.float32, mean=True)
         return Batch(torch.from_numpy(image).to(device), torch.from_numpy(label).to(device))
 
     def loss(self, network: "nn.Module", batch: Batch) -> "Tensor":
@@ -178,12 +178,15 @@ def _mask(logits: "Tensor") -> npt.NDArray[np.uint8]:
     return mask
 
 
-def _padded(arrays: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """One array [B, ..] of a stacked array, or of a list whose members are padded at the far end with zeros."""
+def _padded(arrays: Any, dtype: type[np.generic], mean: bool = False) -> npt.NDArray[Any]:
+    """One array [B, ..] of a stacked array, or of a list whose members are padded at the far end: with zeros, or each
+    with its own mean."""
     if isinstance(arrays, np.ndarray):
         return np.ascontiguousarray(arrays, dtype=dtype)
     largest = np.max([array.shape for array in arrays], axis=0)
     out = np.zeros((len(arrays), *largest), dtype=dtype)
     for place, array in zip(out, arrays, strict=True):
+        if mean:
+            place[...] = array.mean()
         place[tuple(slice(n) for n in array.shape)] = array
     return out

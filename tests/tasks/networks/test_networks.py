@@ -164,12 +164,11 @@ def test_unet_keeps_any_size(space: tuple[int, ...]) -> None:
     assert network(torch.randn(1, 2, *space)).shape == (1, 3, *space)
 
 
-def test_unet_pads_with_zeros_at_the_far_end() -> None:
-    network = unet(2).eval()
-    x = torch.randn(1, 2, 13, 10)
-    padded = torch.zeros(1, 2, 16, 12)
-    padded[..., :13, :10] = x
-    torch.testing.assert_close(network(x), network(padded)[..., :13, :10])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gain_and_offset_of_a_scanner_do_not_matter(name: str) -> None:
+    network = NETWORKS[name]().double()
+    x = images(network).double()
+    torch.testing.assert_close(network(700.0 * x + 3000.0), network(x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ def test_volumes_of_different_sizes_share_a_batch_and_keep_their_metrics() -> No
     batch = segmentation.to_device(samples.batch([0, 1]), CPU)
     assert batch.image.shape == (2, 1, 12, 10, 9) and batch.label.shape == (2, 12, 10, 9)
     assert int((batch.label[0] == 1).sum()) == 64 and int(batch.label[0, 9:].sum()) == 0
+    assert float(batch.image[0, 0, -1, -1, -1]) == pytest.approx(float(samples.images[0].mean()))
     assert torch.isfinite(segmentation.loss(segmentation.build(), batch))
     found = named(segmentation.metrics(segmentation.evaluate(Oracle(), samples, CPU)))
     assert found["dice", ""].value == 1.0 and found["dice", ""].n == 2 and found["dice", "liver"].n == 1
