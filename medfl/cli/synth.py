@@ -122,9 +122,9 @@ def _table(datalist: Any, rows: Any) -> Table:
     boxes = any(row.boxes for row in rows)
     table.add_column("site", no_wrap=True)
     for name in ("patients", "cases", *(name or "no split" for name in splits), *datalist.classes):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     if boxes:
-        table.add_column("boxes", justify="right")
+        table.add_column("boxes", justify="right", overflow="fold")
     table.add_column("size", no_wrap=True)
     for row in rows:
         counts = [row.patients, row.cases, *(row.splits.get(name, 0) for name in splits), *row.classes.values()]

@@ -27,8 +27,10 @@ def fingerprints(paths: Iterable[Path], stamps: Path) -> dict[Path, str]:
     result: dict[Path, str] = {}
     for path in wanted:
         stamp, newest = _stamp(path)
-        digest = known[path][1] if known.get(path, ("", ""))[0] == stamp else ""
-        if not digest:
+        before, digest = known.get(path, ("", ""))
+        if not stamp:
+            digest = MISSING
+        elif stamp != before:
             digest, changed = _digest(path), True
         if digest != MISSING and time.time_ns() - newest > SETTLED_NS:
             found[path] = (stamp, digest)

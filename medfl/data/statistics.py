@@ -109,6 +109,7 @@ def _bars(axes: Any, names: list[str], series: Mapping[str, list[int]], what: st
         axes.barh(names, counts, left=start, label=name, height=0.7)
         start = start + counts
     axes.set_xlabel(what)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     if series:
         axes.legend(frameon=False, fontsize="small", ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
