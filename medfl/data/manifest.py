@@ -19,6 +19,7 @@ images, so a datalist may lie beside them or elsewhere. A datalist is therefore 
 trusted like a script: never take one from another party. It never travels in a study; no command sends it.
 """
 
+import errno
 import json
 import os
 import tempfile
@@ -305,6 +306,9 @@ def _relative(path: Path, root: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
+        # Root, as in most containers, may write anywhere: a folder that is read-only for all is left alone.
+        if not path.parent.stat().st_mode & 0o222:
+            raise PermissionError(errno.EACCES, "the folder is read-only")
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             file.write(text + "\n")
             file.flush()

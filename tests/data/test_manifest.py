@@ -68,7 +68,8 @@ def test_round_trip_from_any_folder(fields: list[dict[str, Any]], away: str, tmp
     found = load_datalist(folder / "d.json")
     assert set(found.cases) == set(cases)
     assert found.classes == datalist.classes
-    assert not any(Path(entry["image"]).is_absolute() for entry in json.loads((folder / "d.json").read_text())["training"])
+    written = json.loads((folder / "d.json").read_text())["training"]
+    assert not any(Path(entry["image"]).is_absolute() for entry in written)
 
 
 def test_monai_reads_what_is_written(tmp_path: Path) -> None:
@@ -158,6 +159,10 @@ def test_remedies_are_given(tmp_path: Path) -> None:
 def test_an_unwritable_place_asks_for_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--out"):
         save_datalist(made(tmp_path, ""), tmp_path / "absent/datalist.json")
+    (tmp_path / "kept").mkdir(mode=0o555)
+    with pytest.raises(DataError, match=r"read-only.*--out"):  # also for root
+        save_datalist(made(tmp_path, ""), tmp_path / "kept/datalist.json")
+    assert list((tmp_path / "kept").iterdir()) == []
 
 
 json_values = st.recursive(
