@@ -119,8 +119,8 @@ def _header(path: Path) -> _Header | None:
         with reading(path, "DICOM"):
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
             reason = not_image(dataset)
-            if reason.startswith("is not DICOM") and not _claims(path):
-                return None
+            if reason.startswith("is not DICOM"):
+                return _unreadable(path, reason) if _claims(path) else None
             return _parsed(path, dataset, reason)
     except DataError as error:
         return _unreadable(path, error.faults[0].what) if _claims(path) else None
