@@ -30,6 +30,10 @@ class MedflError(Exception):
         self.faults = faults
         super().__init__("\n".join(str(fault) for fault in faults))
 
+    def __reduce__(self) -> tuple[type["MedflError"], tuple[Fault, ...]]:
+        # exceptions are rebuilt from their arguments when they cross a process boundary
+        return type(self), self.faults
+
     @classmethod
     def at(cls, where: object, what: str, remedy: str = "") -> "MedflError":
         """The error for a single fault."""

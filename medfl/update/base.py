@@ -1,5 +1,6 @@
 """What travels: an Update is a change of the flat vector, a Payload is its bytes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,8 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medfl.errors import RunError
 from medfl.update.vector import FloatVector
 from medfl.update.wire import Buffer
+
+# values a block: its float64 copy stays in the cache
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +26,12 @@ class Update:
     indices: npt.NDArray[np.int64] | None = None
 
     def norm(self) -> float:
-        """Euclidean norm in float64; inf or NaN exactly when a value is not finite."""
-        values = self.values.astype(np.float64) if self.values.size < 4096 else self.values
-        squared = float(np.dot(values, values))
-        if np.isfinite(squared):
-            return float(np.sqrt(squared))
-        return float(np.linalg.norm(self.values.astype(np.float64)))
+        """Euclidean norm, summed in float64; inf or NaN exactly when a value is not finite."""
+        squared = 0.0
+        for start in range(0, self.values.size, _BLOCK):
+            block = self.values[start : start + _BLOCK].astype(np.float64)
+            squared += float(np.dot(block, block))
+        return math.sqrt(squared)
 
     def dense(self) -> FloatVector:
         """The update as a vector [size]; the values themselves when already dense."""
@@ -51,5 +56,9 @@ class Payload:
 
     @classmethod
     def of(cls, header: Mapping[str, Any], buffers: list[memoryview]) -> "Payload":
-        """The payload of a received message."""
-        return cls(str(header["codec"]), int(header["size"]), tuple(buffers), header.get("meta", {}))
+        """The payload of a received message; RunError when its header does not describe one."""
+        described = header if isinstance(header, Mapping) else {}
+        codec, size, meta = described.get("codec"), described.get("size"), described.get("meta", {})
+        if not isinstance(codec, str) or type(size) is not int or size < 0 or not isinstance(meta, Mapping):
+            raise RunError.at("message", "does not describe a coded vector by codec, size and meta")
+        return cls(codec, size, tuple(buffers), meta)

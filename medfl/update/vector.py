@@ -67,7 +67,7 @@ class Layout:
         """The vector that holds these tensors; RunError names every tensor that is missing, unknown or misshapen."""
         expected = {slot.name: slot.shape for slot in self.slots}
         wrong = sorted(expected.keys() ^ tensors.keys())
-        wrong += [name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name]]
+        wrong += sorted(name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name])
         if wrong:
             raise RunError.at(
                 "weights", f"do not fit the network at {', '.join(wrong)}", "use the study they were trained with"

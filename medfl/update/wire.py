@@ -7,6 +7,7 @@ byte count is the sum of what is really sent; `unpack` refuses anything that doe
 """
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from medfl.errors import RunError
 MAGIC = b"MFL1"
 _PREFIX = struct.Struct("<4sI")
 MAX_HEADER = 16 * 2**20
+MAX_BUFFERS = 1 << 16
+MAX_DIMENSIONS = 32
+_DTYPES = frozenset(np.dtype(code).newbyteorder("<").str for code in "?bhiqBHIQefd")
 
 Buffer = bytes | memoryview
 
@@ -62,6 +66,8 @@ def _header(text: bytes, length: int) -> dict[str, Any]:
     lengths = header.get("buffers") if isinstance(header, dict) and len(text) == length else None
     if not isinstance(lengths, list) or not all(type(n) is int and n >= 0 for n in lengths):
         raise RunError.at("message", "has a header without buffer lengths")
+    if len(lengths) > MAX_BUFFERS:
+        raise RunError.at("message", f"has {len(lengths)} buffers, at most {MAX_BUFFERS} are allowed")
     return dict(header)
 
 
@@ -79,19 +85,23 @@ def pack_arrays(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> 
 def unpack_arrays(message: Buffer) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Header and arrays (read-only views of `message` where its memory allows). RunError when malformed."""
     header, buffers = unpack(message)
+    arrays: dict[str, npt.NDArray[Any]] = {}
     try:
-        listed = header.pop("arrays")
-        arrays = {
-            str(name): np.frombuffer(buffer, _plain(dtype)).reshape(shape)
-            for (name, dtype, shape), buffer in zip(listed, buffers, strict=True)
-        }
+        for (name, dtype, shape), buffer in zip(header.pop("arrays"), buffers, strict=True):
+            if not isinstance(name, str) or name in arrays:
+                raise ValueError(f"name {name!r} is not a text of its own")
+            arrays[name] = _array(buffer, dtype, shape)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError.at("message", f"carries arrays that do not fit their description: {error}") from error
     return header, arrays
 
 
-def _plain(name: Any) -> np.dtype[Any]:
-    dtype = np.dtype(str(name))
-    if dtype.kind not in "biuf":
-        raise ValueError(f"dtype {name!r} is not plain numbers")
-    return dtype
+def _array(buffer: memoryview, dtype: Any, shape: Any) -> npt.NDArray[Any]:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not plain numbers")
+    flat = np.frombuffer(buffer, np.dtype(dtype))
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("the shape is not a list of a few lengths")
+    if math.prod(shape) != flat.size:
+        raise ValueError(f"shape {shape!r} does not hold {flat.size} values")
+    return flat.reshape(shape)

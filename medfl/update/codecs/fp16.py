@@ -1,4 +1,5 @@
-"""Half precision: 2 bytes a value. Values beyond +-65504 are sent as the largest half, never as infinity."""
+"""Half precision: 2 bytes a value. Finite values beyond +-65504 are sent as the largest half; infinity stays infinity,
+so that the coordinator sees it."""
 
 from typing import Literal
 
@@ -23,7 +24,9 @@ class Fp16(Codec):
     Config = Fp16Config
 
     def encode(self, update: Update, rng: np.random.Generator) -> Payload:
-        halves = np.clip(dense_values(update), -_LARGEST, _LARGEST).astype(np.float16)
+        values = dense_values(update)
+        halves = np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
+        np.copyto(halves, values, where=np.isinf(values), casting="same_kind")
         return Payload("fp16", update.size, (as_bytes(halves),))
 
     def decode(self, payload: Payload, size: int) -> Update:

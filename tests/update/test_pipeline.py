@@ -1,0 +1,174 @@
+"""Memories and the order of the way up."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medfl.plugins import PluginConfig
+from medfl.update.base import Payload, Update
+from medfl.update.codecs.base import CODECS, Codec
+from medfl.update.gates.base import GATES, UploadGate
+from medfl.update.memories.base import MEMORIES, Memory, SiteState
+from medfl.update.memories.error_feedback import ErrorFeedback, ErrorFeedbackConfig
+from medfl.update.pipeline import UploadPipeline
+from medfl.update.submodels.base import SUBMODELS, SubModel
+from medfl.update.vector import FloatVector
+
+RNG = np.random.default_rng(0)
+SIZE = 40
+
+
+class Coarse(Codec):
+    """Rounds to whole numbers: loses much."""
+
+    def encode(self, update: Update, rng: np.random.Generator) -> Payload:
+        return Payload("coarse", update.size, (np.round(update.dense()).astype(np.float32).tobytes(),))
+
+    def decode(self, payload: Payload, size: int) -> Update:
+        return Update(np.frombuffer(payload.buffers[0], np.float32), size)
+
+
+class Forgetful(ErrorFeedback):
+    """The fake: drops its residual every round."""
+
+    def after(self, wanted: Update, sent: Callable[[], Update], state: SiteState) -> None:
+        state["memory.residual"] = np.zeros(wanted.size, np.float32)
+
+
+def pipeline(memory: Memory, clip: Callable[[Update], Update] = lambda update: update) -> UploadPipeline:
+    return UploadPipeline(
+        SUBMODELS.build(SUBMODELS.default("full")),
+        GATES.build(GATES.default("always")),
+        memory,
+        Coarse(PluginConfig(kind="coarse")),
+        clip,
+    )
+
+
+def error_feedback(decay: float = 1.0) -> ErrorFeedback:
+    return ErrorFeedback(ErrorFeedbackConfig(decay=decay))
+
+
+def sent_by(way: UploadPipeline, updates: list[FloatVector], state: SiteState) -> FloatVector:
+    total = np.zeros(SIZE, np.float64)
+    for round_, update in enumerate(updates, 1):
+        payload = way.run(update, "a", round_, state, RNG)
+        assert payload is not None
+        total += way.codec.decode(payload, SIZE).dense()
+    return total.astype(np.float32)
+
+
+def updates_of(seed: int, rounds: int = 12) -> list[FloatVector]:
+    rng = np.random.default_rng(seed)
+    return [(0.3 * rng.normal(size=SIZE)).astype(np.float32) for _ in range(rounds)]
+
+
+def missing(memory: ErrorFeedback, updates: list[FloatVector]) -> float:
+    """Largest part of the sum of updates that is neither sent nor remembered."""
+    state: SiteState = {}
+    sent = sent_by(pipeline(memory), updates, state)
+    return float(np.abs(np.sum(updates, axis=0) - sent - state["memory.residual"]).max())
+
+
+@given(st.integers(0, 1000))
+def test_error_feedback_loses_nothing(seed: int) -> None:
+    assert missing(error_feedback(), updates_of(seed)) < 1e-5
+
+
+def test_a_memory_that_drops_its_residual_loses_mass() -> None:
+    assert missing(Forgetful(ErrorFeedbackConfig()), updates_of(0)) > 0.5
+
+
+def test_decay_forgets_the_residual() -> None:
+    updates = [np.full(SIZE, 0.4, np.float32), np.zeros(SIZE, np.float32)]
+    state: SiteState = {}
+    sent_by(pipeline(error_feedback(0.5)), updates, state)
+    np.testing.assert_allclose(state["memory.residual"], 0.1, rtol=1e-6)
+
+
+def test_without_memory_nothing_is_kept() -> None:
+    state: SiteState = {}
+    sent_by(pipeline(MEMORIES.build(MEMORIES.default("none"))), updates_of(1), state)
+    assert state == {}
+
+
+def test_the_memory_keeps_what_the_clip_cut_off_and_what_is_sent_is_bounded() -> None:
+    def clip(update: Update) -> Update:
+        return Update(update.dense() * np.float32(min(1.0, 2.0 / update.norm())), update.size)
+
+    state: SiteState = {}
+    way = pipeline(error_feedback(), clip)
+    delta = np.full(SIZE, 3.0, np.float32)
+    payload = way.run(delta, "a", 1, state, RNG)
+    assert payload is not None
+    sent = way.codec.decode(payload, SIZE).dense()
+    np.testing.assert_allclose(sent + state["memory.residual"], delta, rtol=1e-6)
+    norms: list[float] = []
+    way = pipeline(error_feedback(), lambda update: norms.append(clip(update).norm()) or clip(update))  # type: ignore[func-returns-value]
+    for round_ in range(2, 6):
+        way.run(delta, "a", round_, state, RNG)
+    # a clip before the memory would let more than the bound through
+    assert max(norms) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_the_residual_does_not_alias_the_update_or_the_payload() -> None:
+    state: SiteState = {}
+    way = UploadPipeline(
+        SUBMODELS.build(SUBMODELS.default("full")),
+        GATES.build(GATES.default("always")),
+        error_feedback(),
+        CODECS.build(CODECS.default("fp32")),
+    )
+    delta = np.ones(SIZE, np.float32)
+    payload = way.run(delta, "a", 1, state, RNG)
+    assert payload is not None
+    delta[:] = 9
+    assert not state["memory.residual"].any()
+
+
+def test_the_order_of_the_way_up() -> None:
+    calls: list[str] = []
+
+    class Odd(SubModel):
+        def select(self, site: str, round_: int, size: int) -> npt.NDArray[np.int64]:
+            calls.append(f"select {site} {round_}")
+            return np.arange(1, size, 2)
+
+    class Gate(UploadGate):
+        def allow(self, update: Update, round_: int) -> bool:
+            calls.append(f"gate {update.values.size}")
+            return round_ == 1
+
+    class Noted(Memory):
+        def before(self, update: Update, state: SiteState) -> Update:
+            calls.append("before")
+            return update
+
+        def after(self, wanted: Update, sent: Callable[[], Update], state: SiteState) -> None:
+            calls.append(f"after {sent().size}")
+
+    class Code(Coarse):
+        def encode(self, update: Update, rng: np.random.Generator) -> Payload:
+            calls.append("encode")
+            return super().encode(update, rng)
+
+    def clip(update: Update) -> Update:
+        calls.append("clip")
+        return update
+
+    nothing = PluginConfig(kind="test")
+    way = UploadPipeline(Odd(nothing), Gate(nothing), Noted(nothing), Code(nothing), clip)
+    delta = np.arange(SIZE, dtype=np.float32)
+    payload = way.run(delta, "a", 1, {}, RNG)
+    assert calls == ["select a 1", "gate 20", "before", "clip", "encode", "after 40"]
+    assert payload is not None
+    odd = way.codec.decode(payload, SIZE).dense()
+    np.testing.assert_array_equal(odd[1::2], delta[1::2])
+    assert not odd[::2].any()
+    calls.clear()
+    assert way.run(delta, "a", 2, {}, RNG) is None
+    assert calls == ["select a 2", "gate 20"]
