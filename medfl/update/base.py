@@ -12,8 +12,8 @@ from medfl.errors import RunError
 from medfl.update.vector import FloatVector
 from medfl.update.wire import Buffer
 
-# values a block: its float64 copy stays in the cache
-_BLOCK = 1 << 16
+# values a block: its float64 copy stays in the cache, and is too short for BLAS to start threads
+_BLOCK = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
