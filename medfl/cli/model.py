@@ -1,0 +1,157 @@
+"""Commands about a finished run's model: evaluate it, predict with it, report on it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medfl.cli.output import Json, console, print_json, result
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or its model folder.", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Evaluate on these images instead of the run's own.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which images: test, val, train or all.")] = "test",
+    site: Annotated[str | None, typer.Option(metavar="NAME", help="This site alone.", show_default=False)] = None,
+    sites: Annotated[
+        Path | None, typer.Option(help="Folder of site files whose images to use.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Evaluate a saved model, site by site and class by class.
+
+    Example: medfl evaluate runs/pneumonia-001 --data ../other-hospital --split all
+    """
+    from medfl.report.evaluate import evaluate_model
+
+    found = evaluate_model(model, data=data, sites=sites, site=site, split=split)
+    if json:
+        print_json(found)
+        return
+    _print_sites(found)
+    _print_classes(found)
+    for name, reasons in found["skipped"].items():
+        for key, reason in reasons.items():
+            console.print(f"{name}: left out {key}: {reason}", style="yellow", markup=False, highlight=False)
+
+
+def predict(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of one DICOM series each.")
+    ],
+    model: Annotated[Path, typer.Option(help="Run folder, or its model folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
+    json: Json = False,
+) -> None:
+    """Predict images: a JSON file each, a picture, and for segmentation a mask on the image's own grid.
+
+    Example: medfl predict scan.nii.gz --model runs/lesion-001 --out predictions
+    """
+    from medfl.report.predict import predict_files
+    from medfl.report.saved import load_saved
+
+    done, failed = [], 0
+    for found in predict_files(load_saved(model), images, out):
+        if found.faults:
+            failed += 1
+            for fault in found.faults:
+                console.print(str(fault), style="bold red", markup=False, highlight=False, soft_wrap=True)
+        elif not json:
+            result().print(f"{found.image}: {_said(found.result)}", markup=False, highlight=False, soft_wrap=True)
+        faults = [{"where": fault.where, "what": fault.what, "remedy": fault.remedy} for fault in found.faults]
+        done.append(
+            {"image": str(found.image), **found.result, "files": [str(f) for f in found.files], "faults": faults}
+        )
+    if json:
+        print_json({"predictions": done, "failed": failed})
+    else:
+        console.print(f"results: {out}", markup=False, highlight=False)
+    if failed:
+        raise typer.Exit(2)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or not.", show_default=False)],
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Show predictions for some of the sites' images.")
+    ] = True,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a run's report.html and model card again.
+
+    Example: medfl report runs/pneumonia-001 --open
+    """
+    from medfl.report.card import write_model_card
+    from medfl.report.page import write_report
+
+    page = write_report(run, pictures)
+    card = write_model_card(run) if (run / "model" / "model.safetensors").is_file() else None
+    if json:
+        print_json({"report": str(page), "model_card": str(card) if card else None})
+    else:
+        result().print(str(page), markup=False, highlight=False, soft_wrap=True)
+        result().print(str(card or "no model card: the run has no model yet"), markup=False, soft_wrap=True)
+    if show:
+        typer.launch(page.resolve().as_uri())
+
+
+def _print_sites(found: Mapping[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from medfl.report.text import label
+    from medfl.report.views import columns
+
+    metrics = found["metrics"]
+    shown = columns(found["primary"], metrics["global"])
+    table = Table("site", title=f"{found['study']}: {metrics['split']} images", title_justify="left")
+    for name in ("n", *map(label, shown)):
+        table.add_column(name, justify="right")
+    for site, own in {**metrics["sites"], **metrics["unseen"]}.items():
+        name = f"{site} (unseen)" if site in metrics["unseen"] else site
+        table.add_row(escape(name), f"{found['cases'][site]}", *(_value(own.get(metric)) for metric in shown))
+    table.add_section()
+    over = metrics["over"]
+    total = sum(found["cases"][site] for site in over)
+    table.add_row(f"all {len(over)} together", f"{total}", *(_value(metrics["global"].get(name)) for name in shown))
+    result().print(table)
+
+
+def _print_classes(found: Mapping[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from medfl.report.text import label
+
+    overall = found["metrics"]["global"]
+    names = [name for name, entry in overall.items() if entry.get("classes")]
+    if not names:
+        return
+    table = Table("class", title="By class, with n", title_justify="left")
+    for name in names:
+        table.add_column(label(name), justify="right")
+    for class_name in dict.fromkeys(one for name in names for one in overall[name]["classes"]):
+        entries = [overall[name]["classes"].get(class_name) for name in names]
+        table.add_row(escape(class_name), *(_value(entry, support=True) for entry in entries))
+    result().print(table)
+
+
+def _value(entry: Mapping[str, Any] | None, support: bool = False) -> str:
+    if not entry or entry.get("value") is None:
+        return "-"
+    return f"{entry['value']:.4f}" + (f" ({entry['n']})" if support else "")
+
+
+def _said(prediction: Mapping[str, Any]) -> str:
+    """One line about a prediction."""
+    if "probabilities" in prediction:
+        return f"{prediction['class']} {prediction['probabilities'][prediction['class']]:.3f}"
+    if "boxes" in prediction:
+        scores = [box["score"] for box in prediction["boxes"]]
+        return f"{len(scores)} boxes" + (f", highest score {max(scores):.3f}" if scores else "")
+    return ", ".join(f"{name} {count}" for name, count in prediction["voxels"].items())
