@@ -25,7 +25,7 @@ class PluginConfig(BaseModel):
     "needs-each-update". `medfl.study.rules` refuses combinations by these words.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: str
 

@@ -7,9 +7,9 @@ the floor that client drift sets. F_l is the loss of the whole cohort, smoothed,
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medfl.hyperparameters.base import Hyperparameter, HyperparameterConfig, Progress
 from medfl.hyperparameters.smoothing import SmoothedLoss
@@ -18,9 +18,18 @@ from medfl.hyperparameters.smoothing import SmoothedLoss
 class AdaCommConfig(HyperparameterConfig):
     kind: Literal["adacomm"] = "adacomm"
     start: int = Field(8, ge=1, description="tau_0, the value of the first block")
-    minimum: int = Field(1, ge=1)
+    minimum: int = Field(1, ge=1, description="not above start")
     block: int = Field(3, ge=1, description="rounds between two changes")
     smoothing: float = Field(0.5, ge=0, lt=1, description="weight of the past in the moving average of the loss")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.minimum > self.start:
+            raise ValueError(f"minimum {self.minimum} is above start {self.start}")
+        return self
+
+    def lowest(self) -> float:
+        return self.minimum
 
 
 class AdaComm(Hyperparameter):

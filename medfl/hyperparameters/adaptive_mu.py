@@ -1,6 +1,7 @@
 """FedProx's own heuristic for mu (Li et al. 2020, section 5.3.2): up by `step` when the loss rises, down by `step`
 after `patience` rounds in a row of falling loss; never below 0."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field
@@ -13,6 +14,9 @@ class AdaptiveMuConfig(HyperparameterConfig):
     start: float = Field(0.0, ge=0)
     step: float = Field(0.1, gt=0)
     patience: int = Field(5, ge=1)
+
+    def lowest(self) -> float:
+        return 0.0
 
 
 class AdaptiveMu(Hyperparameter):
@@ -29,7 +33,7 @@ class AdaptiveMu(Hyperparameter):
         return self._mu
 
     def update(self, progress: Progress) -> None:
-        if progress.loss != progress.loss:
+        if not math.isfinite(progress.loss):
             return
         if self._last is not None and progress.loss > self._last:
             self._mu, self._falling = self._mu + self.config.step, 0

@@ -29,6 +29,10 @@ class Progress:
 class HyperparameterConfig(PluginConfig):
     """Marks a configuration field as a hyper-parameter, so that the coordinator finds it."""
 
+    def lowest(self) -> float | None:
+        """The smallest value it can take; None when that is not known beforehand."""
+        return None
+
 
 class Hyperparameter(Plugin[HyperparameterConfig], ABC):
     @abstractmethod
@@ -70,6 +74,14 @@ HYPERPARAMETERS = _HyperparameterPoint(
         "adaptive_mu": "medfl.hyperparameters.adaptive_mu:AdaptiveMu",
     },
 )
+
+
+def at_least(config: HyperparameterConfig, limit: float) -> HyperparameterConfig:
+    """The configuration itself; ValueError (for pydantic) when its value may fall below `limit`."""
+    lowest = config.lowest()
+    if lowest is not None and lowest < limit:
+        raise ValueError(f"must never be below {limit:g}, and may become {lowest:g}")
+    return config
 
 
 def found_in(prefix: str, config: Any) -> dict[str, HyperparameterConfig]:

@@ -9,6 +9,9 @@ class ConstantConfig(HyperparameterConfig):
     kind: Literal["constant"] = "constant"
     value: float
 
+    def lowest(self) -> float:
+        return self.value
+
 
 class Constant(Hyperparameter):
     Config = ConstantConfig

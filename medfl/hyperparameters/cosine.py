@@ -15,6 +15,9 @@ class CosineConfig(HyperparameterConfig):
     rounds: int = Field(ge=1, description="rounds until `end` is reached")
     warmup: int = Field(0, ge=0, description="rounds of linear rise to `start`")
 
+    def lowest(self) -> float:
+        return min(self.end, self.start / max(1, self.warmup))
+
 
 class Cosine(Hyperparameter):
     Config = CosineConfig

@@ -8,9 +8,9 @@ giving a rule.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medfl.hyperparameters.base import Hyperparameter, HyperparameterConfig, Progress
 from medfl.hyperparameters.smoothing import SmoothedLoss
@@ -19,10 +19,19 @@ from medfl.hyperparameters.smoothing import SmoothedLoss
 class LossDrivenConfig(HyperparameterConfig):
     kind: Literal["loss_driven"] = "loss_driven"
     start: int = Field(4, ge=1)
-    minimum: int = Field(1, ge=1)
+    minimum: int = Field(1, ge=1, description="not above start")
     power: float = Field(0.5, gt=0)
     patience: int = Field(3, ge=1, description="rounds without a new lowest loss before one step down")
     smoothing: float = Field(0.5, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.minimum > self.start:
+            raise ValueError(f"minimum {self.minimum} is above start {self.start}")
+        return self
+
+    def lowest(self) -> float:
+        return self.minimum
 
 
 class LossDriven(Hyperparameter):

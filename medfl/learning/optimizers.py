@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class _Optimizer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     weight_decay: float = Field(0.0, ge=0)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 
 from medfl.data.augment.base import AugmentConfig
 from medfl.data.partition.base import PARTITIONS
@@ -15,7 +15,7 @@ from medfl.federation.aggregation.base import AGGREGATORS
 from medfl.federation.regulator.base import REGULATORS
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
-from medfl.hyperparameters.base import HYPERPARAMETERS, HyperparameterConfig
+from medfl.hyperparameters.base import HYPERPARAMETERS, HyperparameterConfig, at_least
 from medfl.hyperparameters.constant import ConstantConfig
 from medfl.learning.optimizers import AdamOptimizer, OptimizerConfig
 from medfl.learning.rules.base import RULES
@@ -31,7 +31,7 @@ Chosen = SerializeAsAny[PluginConfig]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SyntheticSource(SyntheticSpec):
@@ -68,6 +68,18 @@ class LocalSection(Section):
     max_steps: int | None = Field(None, ge=1, description="upper bound of a round's local steps")
     plan: Annotated[Chosen, PLANS] = Field(default={"kind": "shards"}, validate_default=True)
     rules: tuple[Annotated[Chosen, RULES], ...] = Field(default=({"kind": "sgd"},), validate_default=True)
+
+    @field_validator("epochs")
+    @classmethod
+    def _whole_epochs(cls, epochs: HyperparameterConfig) -> HyperparameterConfig:
+        if isinstance(epochs, ConstantConfig) and not epochs.value.is_integer():
+            raise ValueError("must be a whole number")
+        return at_least(epochs, 1)
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _not_negative(cls, learning_rate: HyperparameterConfig) -> HyperparameterConfig:
+        return at_least(learning_rate, 0)
 
 
 class UpdateSection(Section):

@@ -6,7 +6,9 @@ norm is squared; without the square it would not be the proximal point.
 
 from typing import Annotated, Literal
 
-from medfl.hyperparameters.base import HYPERPARAMETERS, HyperparameterConfig
+from pydantic import field_validator
+
+from medfl.hyperparameters.base import HYPERPARAMETERS, HyperparameterConfig, at_least
 from medfl.hyperparameters.constant import ConstantConfig
 from medfl.learning.rules.base import LocalContext, LocalRule
 from medfl.plugins import PluginConfig
@@ -15,6 +17,11 @@ from medfl.plugins import PluginConfig
 class FedProxConfig(PluginConfig):
     kind: Literal["fedprox"] = "fedprox"
     mu: Annotated[HyperparameterConfig, HYPERPARAMETERS] = ConstantConfig(value=0.01)
+
+    @field_validator("mu")
+    @classmethod
+    def _not_negative(cls, mu: HyperparameterConfig) -> HyperparameterConfig:
+        return at_least(mu, 0)
 
 
 class FedProx(LocalRule):
