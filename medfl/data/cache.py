@@ -11,13 +11,16 @@ equal is not read again. The content hash is what counts; delete `stamps/` to ha
 The folder holds patient data and is readable by its owner only.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -49,6 +52,8 @@ LIBRARIES = (
     "monai",
 )
 ATTEMPTS = 5
+ABANDONED = 24 * 3600
+"""Seconds after which an unfinished pack is taken for the remains of a process that was killed."""
 
 log = logging.getLogger(__name__)
 
@@ -137,19 +142,25 @@ class SampleCache:
         Cases that cannot be used are left out and listed in `skipped`. Raises DataError when the folder cannot be
         written.
         """
-        try:
+        with self._usable():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             key = self._key(cases, recipe)
             return CachedSamples(self, tuple(cases), recipe, key, self._open_or_build(cases, recipe, key))
-        except OSError as error:
-            remedy = "give a folder with room that you may write, in MEDFL_CACHE"
-            raise DataError.at(self.folder, f"the sample cache cannot be used: {error}", remedy) from error
 
     def rebuild(self, cases: Sequence[Case], recipe: Recipe, key: str) -> Pack:
         """Replace the pack `key`; DataError when the files are no longer those it was made of."""
-        if self._key(cases, recipe) != key:
-            raise DataError.at(self.folder, "image files have changed during the run", "start the run again")
-        return self._install(self._build(cases, recipe, key), key, replace=True)
+        with self._usable():
+            if self._key(cases, recipe) != key:
+                raise DataError.at(self.folder, "image files have changed during the run", "start the run again")
+            return self._install(self._build(cases, recipe, key), key, replace=True)
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            remedy = "give a folder with room that you may write, in MEDFL_CACHE"
+            raise DataError.at(self.folder, f"the sample cache cannot be used: {error}", remedy) from error
 
     def _key(self, cases: Sequence[Case], recipe: Recipe) -> str:
         masks = [case.label for case in cases if isinstance(case.label, Path)]
@@ -179,6 +190,7 @@ class SampleCache:
 
     def _build(self, cases: Sequence[Case], recipe: Recipe, key: str) -> Path:
         """A new pack in a temporary folder."""
+        self._sweep()
         folder = Path(tempfile.mkdtemp(prefix="building-", dir=self.folder))
         ragged = ("box", "label") if recipe.task == "detection" else ("box",)
         writer = PackWriter(folder, key, recipe.factor, ragged)
@@ -196,21 +208,22 @@ class SampleCache:
         """Rename a built pack to its place, unless another process put a whole one there first."""
         place = self._place(key)
         place.parent.mkdir(exist_ok=True, mode=0o700)
-        for _ in range(ATTEMPTS):
-            try:
-                built.rename(place)
-                return Pack(place, key)
-            except OSError:
-                if not place.exists():
-                    raise
-            try:
-                if not replace:
-                    pack = Pack(place, key)
-                    shutil.rmtree(built)
-                    return pack
-            except PackError as error:
-                log.warning("a damaged pack is replaced: %s", error)
-            self._remove(place)
+        try:
+            for _ in range(ATTEMPTS):
+                try:
+                    built.rename(place)
+                    return Pack(place, key)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                try:
+                    if not replace:
+                        return Pack(place, key)
+                except PackError as error:
+                    log.warning("a damaged pack is replaced: %s", error)
+                self._remove(place)
+        finally:
+            shutil.rmtree(built, ignore_errors=True)
         raise DataError.at(place, "other processes keep replacing it", "give each run a cache of its own")
 
     def _remove(self, place: Path) -> None:
@@ -221,6 +234,17 @@ class SampleCache:
         except FileNotFoundError:
             log.info("another process has removed %s already", place)
         shutil.rmtree(aside, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left behind."""
+        for pattern in ("building-*", "removed-*"):
+            for folder in self.folder.glob(pattern):
+                try:
+                    age = time.time() - folder.stat().st_mtime
+                except FileNotFoundError:
+                    continue  # Another process has done with it.
+                if age > ABANDONED:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _place(self, key: str) -> Path:
         return self.folder / "packs" / key

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy import ndimage
 
 from medfl.data.base import Array, Case, FloatArray, Image, Sample
 from medfl.data.readers import read_image, read_mask
@@ -212,6 +211,8 @@ def _resize(channel: FloatArray, target: tuple[int, ...]) -> FloatArray:
     """Linear interpolation, pixel edges on pixel edges, low-passed along axes that shrink."""
     if channel.shape == target:
         return channel
+    from scipy import ndimage
+
     factor = np.array(channel.shape) / np.array(target)
     smoothed = ndimage.gaussian_filter(channel, np.maximum(0, (factor - 1) / 2), mode="nearest")
     result: FloatArray = ndimage.zoom(smoothed, 1 / factor, order=1, mode="nearest", grid_mode=True)

@@ -295,6 +295,16 @@ def test_a_failing_build_leaves_nothing_behind(cache, cases, monkeypatch):
     assert {path.name for path in cache.folder.iterdir()} <= {"packs", "stamps"}
 
 
+def test_remains_of_killed_processes_are_swept_and_work_in_progress_is_not(cache, cases):
+    for name in ("building-old", "removed-old", "building-new"):
+        (cache.folder / name).mkdir(parents=True)
+    for name in ("building-old", "removed-old"):
+        os.utime(cache.folder / name, (1e9, 1e9))
+    cache.load(cases, RECIPE)
+    assert {path.name for path in cache.folder.iterdir()} <= {"packs", "stamps", "building-new"}
+    assert (cache.folder / "building-new").exists()
+
+
 def test_the_folder_is_the_owners_and_a_bad_one_is_named(cache, cases, tmp_path):
     cache.load(cases, RECIPE)
     assert cache.folder.stat().st_mode & 0o077 == 0
