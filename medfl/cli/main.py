@@ -4,8 +4,7 @@ import sys
 
 import typer
 
-from medfl.cli import simulate
-from medfl.cli import study as study_commands
+from medfl.cli import data, model, simulate, site, study, synth
 from medfl.cli.output import console
 from medfl.errors import MedflError
 
@@ -38,13 +37,23 @@ app = _Medfl(
     pretty_exceptions_enable=False,
     help="Federated training of medical-imaging models across hospitals.",
 )
-data = typer.Typer(no_args_is_help=True, help="Import, check, split, partition and make data sets.")
-site = typer.Typer(no_args_is_help=True, help="What a hospital's data steward does.")
-app.add_typer(data, name="data")
-app.add_typer(site, name="site")
-
-study = typer.Typer(no_args_is_help=True, help="Look at a study before it runs.")
-app.add_typer(study, name="study")
-
 app.command()(simulate.simulate)
-study.command()(study_commands.check)
+app.command()(model.evaluate)
+app.command()(model.predict)
+app.command()(model.report)
+
+study_app = typer.Typer(no_args_is_help=True, help="Look at a study before it runs.")
+study_app.command()(study.check)
+app.add_typer(study_app, name="study")
+
+data_app = typer.Typer(no_args_is_help=True, help="Import, check, split and make data sets.")
+data_app.command("import")(data.import_)
+data_app.command()(data.check)
+data_app.command()(synth.split)
+data_app.command()(synth.stats)
+data_app.command()(synth.synth)
+app.add_typer(data_app, name="data")
+
+site_app = typer.Typer(no_args_is_help=True, help="What a hospital's data steward does.")
+site_app.command()(site.check)
+app.add_typer(site_app, name="site")

@@ -108,8 +108,9 @@ def _print_sites(found: Mapping[str, Any]) -> None:
     from medfl.report.views import columns
 
     metrics = found["metrics"]
-    shown = columns(found["primary"], metrics["global"])
-    table = Table("site", title=f"{found['study']}: {metrics['split']} images", title_justify="left")
+    shown = columns(found["primary"], metrics["global"])[:4]
+    table = Table(title=f"{found['study']}: {metrics['split']} images", title_justify="left")
+    table.add_column("site", overflow="fold", min_width=12)
     for name in ("n", *map(label, shown)):
         table.add_column(name, justify="right")
     for site, own in {**metrics["sites"], **metrics["unseen"]}.items():

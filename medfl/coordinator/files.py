@@ -39,7 +39,9 @@ def save_model(folder: Path, layout: Layout, vector: FloatVector, study: Study) 
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    raw = save(layout.views(vector), metadata={"study": study.name, "layout": layout.digest})
+    # one key only: safetensors writes several in no fixed order, and equal models should be equal files
+    about = json.dumps({"study": study.name, "layout": layout.digest})
+    raw = save(layout.views(vector), metadata={"medfl": about})
     temporary = folder / f".model.{os.getpid()}"
     temporary.write_bytes(raw)
     temporary.replace(folder / "model.safetensors")

@@ -28,7 +28,8 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
     header: dict[str, Any] = {
         name: getattr(reply, name) for name in ("site", "round", "cases", "steps", "epochs", "loss_start", "loss")
     }
-    header["seconds"] = dict(reply.seconds)
+    # fixed width, so that equal rounds are equally many bytes
+    header["seconds"] = {phase: f"{value:012.6f}" for phase, value in reply.seconds.items()}
     if reply.payload is None:
         return parts(header)
     return parts({**header, "payload": reply.payload.header()}, reply.payload.buffers)
@@ -39,8 +40,9 @@ def decode_reply(message: Buffer) -> TrainReply:
     header, buffers = unpack(message)
     described = header.pop("payload", None)
     try:
+        header["seconds"] = {phase: float(value) for phase, value in header["seconds"].items()}
         return TrainReply(**header, payload=Payload.of(described, buffers) if described else None)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError.at("reply", f"does not have the fields of a training reply: {error}") from error
 
 

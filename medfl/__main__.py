@@ -1,0 +1,5 @@
+"""`python -m medfl`."""
+
+from medfl.cli.main import app
+
+app()

@@ -1,0 +1,243 @@
+"""A run's files, its resume after any interruption, and that no way of running it changes the model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from medfl.coordinator.journal import Journal
+from medfl.coordinator.observer import Observer
+from medfl.coordinator.runner import inputs_of, simulate
+from medfl.errors import InputError, RunError
+from medfl.federation.round import Contribution, RoundPlan
+from medfl.learning.messages import SiteInfo
+
+
+def model_bytes(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """rounds.jsonl without what depends on the clock."""
+    lines = (run / "rounds.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+class Crash(BaseException):
+    """Stands for the death of the process."""
+
+
+class CrashAt(Observer):
+    """Dies at the n-th call of one hook."""
+
+    def __init__(self, hook: str, call: int) -> None:
+        self._hook, self._left = hook, call
+
+    def _count(self, hook: str) -> None:
+        if hook == self._hook:
+            self._left -= 1
+            if not self._left:
+                raise Crash
+
+    def opened(self, sites: Sequence[SiteInfo], rounds: int, done: int) -> None:
+        self._count("opened")
+
+    def round_started(self, plan: RoundPlan) -> None:
+        self._count("round_started")
+
+    def local_progress(self, site: str, done: int, steps: int) -> None:
+        self._count("local_progress")
+
+    def answered(self, site: str, contribution: Contribution) -> None:
+        self._count("answered")
+
+    def evaluating(self, split: str, site: str) -> None:
+        self._count("evaluating")
+
+    def round_finished(self, record: Mapping[str, Any]) -> None:
+        self._count("round_finished")
+
+
+@pytest.fixture(params=["tiny", "tiny_with_teacher"])
+def federation(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_run_folder_says_what_happened(tiny: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    summary = simulate(tiny.inputs(), run, Observer(), workers=1)
+    assert json.loads((run / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["rounds_completed"] == 3
+    assert summary["stopped_by"] == "rounds"
+    assert set(summary["metrics"]["sites"]) == {"east", "south", "west"}
+    assert set(summary["metrics"]["unseen"]) == {"north"}
+    overall = summary["metrics"]["global"]["accuracy"]
+    assert overall["n"] == sum(site["accuracy"]["n"] for site in summary["metrics"]["sites"].values())
+    rounds = records(run)
+    assert [record["round"] for record in rounds] == [1, 2, 3]
+    assert rounds[0]["participants"] == ["east", "south", "west"]
+    assert summary["traffic"]["up_bytes"] == sum(record["bytes"]["up_bytes"] for record in rounds)
+    tensors = load_file(run / "model" / "model.safetensors")
+    assert sum(tensor.size for tensor in tensors.values()) == summary["parameters"]
+    assert rounds[0]["bytes"]["up_bytes"] > 3 * 4 * summary["parameters"]
+
+
+def test_process_pool_gives_the_same_model_and_records(federation: Any, tmp_path: Path) -> None:
+    alone, pool = tmp_path / "alone", tmp_path / "pool"
+    simulate(federation.inputs(), alone, Observer(), workers=1)
+    simulate(federation.inputs(), pool, Observer(), workers=2)
+    assert model_bytes(alone) == model_bytes(pool)
+    assert records(alone) == records(pool)
+
+
+def test_another_seed_gives_another_model(tiny: Any, tmp_path: Path) -> None:
+    simulate(tiny.inputs(), tmp_path / "a", Observer(), workers=1)
+    simulate(tiny.inputs("seed=4"), tmp_path / "b", Observer(), workers=1)
+    assert model_bytes(tmp_path / "a") != model_bytes(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("hook", "call"),
+    [
+        ("opened", 1),
+        ("round_started", 1),
+        ("round_started", 2),
+        ("local_progress", 7),
+        ("answered", 2),
+        ("answered", 5),
+        ("evaluating", 3),
+        ("evaluating", 9),
+        ("round_finished", 2),
+        ("round_finished", 3),
+    ],
+)
+def test_resumed_run_equals_uninterrupted_one(tiny_with_teacher: Any, tmp_path: Path, hook: str, call: int) -> None:
+    inputs = tiny_with_teacher.inputs()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    simulate(inputs, whole, Observer(), workers=1)
+    with pytest.raises(Crash):
+        simulate(inputs, broken, CrashAt(hook, call), workers=1)
+    simulate(inputs_of(broken), broken, Observer(), workers=1, resume=True)
+    assert model_bytes(whole) == model_bytes(broken)
+    assert records(whole) == records(broken)
+
+
+def test_a_resume_without_the_sites_private_state_differs(tiny_with_teacher: Any, tmp_path: Path) -> None:
+    """The guard of the test above: forget the teachers and residuals, and the models differ."""
+    inputs = tiny_with_teacher.inputs()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    simulate(inputs, whole, Observer(), workers=1)
+    with pytest.raises(Crash):
+        simulate(inputs, broken, CrashAt("round_finished", 2), workers=1)
+    journal = Journal.open(broken / "journal.db")
+    with journal._engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM arrays WHERE name LIKE '%/%'")
+    journal.close()
+    simulate(inputs_of(broken), broken, Observer(), workers=1, resume=True)
+    assert model_bytes(whole) != model_bytes(broken)
+
+
+def test_killed_process_resumes_to_the_same_model(tiny: Any, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    longer = ["local.epochs=8", "stop.rounds=12"]
+    simulate(tiny.inputs(*longer), whole, Observer(), workers=1)
+    command = [sys.executable, "-m", "medfl", "simulate", str(tiny.study), "--sites", str(tiny.sites)]
+    command += [part for change in longer for part in ("--set", change)] + ["--out", str(killed), "--workers", "2", "--no-report"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        rounds = killed / "rounds.jsonl"
+        while process.poll() is None and not (rounds.exists() and rounds.read_text().count("\n") >= 2):
+            time.sleep(0.01)
+        assert process.poll() is None, "the run ended before it could be killed"
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = len(records(killed))
+    assert 2 <= done < 12
+    simulate(inputs_of(killed), killed, Observer(), workers=1, resume=True)
+    assert model_bytes(whole) == model_bytes(killed)
+    assert records(whole) == records(killed)
+
+
+def test_an_operator_may_stop_and_go_on(tiny: Any, tmp_path: Path) -> None:
+    class Stop(Observer):
+        def round_started(self, plan: RoundPlan) -> None:
+            if plan.round == 2:
+                raise KeyboardInterrupt
+
+    summary = simulate(tiny.inputs(), tmp_path / "run", Stop(), workers=1)
+    assert (summary["stopped_by"], summary["rounds_completed"]) == ("operator", 1)
+    summary = simulate(inputs_of(tmp_path / "run"), tmp_path / "run", Observer(), workers=1, resume=True)
+    assert (summary["stopped_by"], summary["rounds_completed"]) == ("rounds", 3)
+
+
+def test_damaged_state_is_not_trusted(tiny: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Crash):
+        simulate(tiny.inputs(), run, CrashAt("round_finished", 1), workers=1)
+    journal = Journal.open(run / "journal.db")
+    with journal._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE arrays SET data = zeroblob(length(data)) WHERE name = 'model'")
+    journal.close()
+    with pytest.raises(RunError, match="model.*damaged"):
+        simulate(inputs_of(run), run, Observer(), workers=1, resume=True)
+
+
+def test_a_used_folder_is_refused_and_left_alone(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        simulate(tiny.inputs(), tmp_path / "run", Observer(), workers=1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_verdicts_and_plans_are_in_the_audit_trail(tiny: Any, tmp_path: Path) -> None:
+    (tiny.sites / "west.yaml").write_text("{name: west, fault: {kind: nan, from_round: 2}}")
+    summary = simulate(tiny.inputs(), tmp_path / "run", Observer(), workers=1)
+    assert summary["regulator"]["reasons"] == {"finite": 2}
+    journal = Journal.open(tmp_path / "run" / "journal.db")
+    events = list(journal.events())
+    journal.close()
+    assert [event["kind"] for event in events if event["round"] == 2] == ["plan", "verdict", "verdict", "verdict"]
+    refused = [event for event in events if event["detail"].get("outcome") == "refuse"]
+    assert {(event["site"], event["round"]) for event in refused} == {("west", 2), ("west", 3)}
+    assert all("not finite" in event["detail"]["reason"] for event in refused)
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("nan", "finite"), ("scale", "norm_history")])
+def test_a_refused_site_costs_only_its_own_update(tiny: Any, tmp_path: Path, kind: str, rule: str) -> None:
+    (tiny.sites / "west.yaml").write_text(f"{{name: west, fault: {{kind: {kind}, factor: 1000}}}}")
+    summary = simulate(tiny.inputs(), tmp_path / "run", Observer(), workers=1)
+    assert summary["regulator"]["sites"]["west"] == {"refuse": 3}
+    assert summary["regulator"]["reasons"] == {rule: 3}
+    assert summary["metrics"]["global"]["loss"]["value"] < 10
+
+
+def test_without_a_regulator_one_nan_destroys_the_model(tiny: Any, tmp_path: Path) -> None:
+    (tiny.sites / "west.yaml").write_text("{name: west, fault: {kind: nan}}")
+    summary = simulate(tiny.inputs("federation.regulator=[]"), tmp_path / "run", Observer(), workers=1)
+    assert summary["metrics"]["global"]["loss"]["value"] is None
+
+
+def test_stops_at_the_target(tiny: Any, tmp_path: Path) -> None:
+    summary = simulate(tiny.inputs("stop.target={metric: accuracy, value: 0.0}"), tmp_path / "run", Observer(), workers=1)
+    assert (summary["stopped_by"], summary["rounds_completed"]) == ("target", 1)
+
+
+def test_baselines_train_where_they_say(tiny: Any, tmp_path: Path) -> None:
+    inputs = tiny.inputs("stop.rounds=1")
+    pooled = simulate(inputs.model_copy(update={"pooled": True}), tmp_path / "pooled", Observer(), workers=1)
+    alone = simulate(inputs.model_copy(update={"only": "east"}), tmp_path / "alone", Observer(), workers=1)
+    assert records(tmp_path / "pooled")[0]["participants"] == ["pooled"]
+    assert records(tmp_path / "alone")[0]["participants"] == ["east"]
+    for summary in (pooled, alone):
+        assert set(summary["metrics"]["sites"]) == {"east", "south", "west"}
+        assert set(summary["metrics"]["unseen"]) == {"north"}
