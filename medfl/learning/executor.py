@@ -6,7 +6,7 @@ nothing is built again.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,11 @@ class SiteExecutor:
     def train(
         self, data: SiteData, order: TrainOrder, model: FloatVector, state: SiteState, step_done: StepDone | None = None
     ) -> TrainReply:
-        """Train from the global vector `model` [size] and return the update; `state` is updated in place.
+        """Train from the global vector `model` [size] and return the update; `state` is updated in place, and only
+        when all went well.
 
-        DataError when the site has nothing to train on; RunError when the local loss stops being finite.
+        DataError when the site has nothing to train on; RunError when the loss, the update or the site's private
+        state stops being finite.
         """
         started = time.perf_counter()
         samples = data.splits.get("train")
@@ -71,11 +73,16 @@ class SiteExecutor:
                 f"site {data.site}", "has no training samples", "check the site's data with `medfl site check`"
             )
         torch.manual_seed(torch_seed(self.parts.seed, "local", order.round, order.site))
-        context, losses, per_epoch = self._run(samples, order, model, state, step_done)
+        private = dict(state)
+        context, course = self._run(samples, order, model, private, step_done)
         trained = time.perf_counter()
         delta = self.network.store()
         np.subtract(delta, model, out=delta)
-        payload = self._upload(delta, order, state)
+        _check_finite({"update": delta}, order)
+        payload = self._upload(delta, order, private)
+        _check_finite(private, order)
+        state.clear()
+        state.update(private)
         finished = time.perf_counter()
         return TrainReply(
             site=order.site,
@@ -83,16 +90,18 @@ class SiteExecutor:
             payload=payload,
             cases=self.parts.plan.unique(data.site, order.round, samples),
             steps=context.steps,
-            epochs=max(1, math.ceil(context.steps / per_epoch)),
-            loss_start=float(np.mean(losses[:per_epoch])),
-            loss=float(np.mean(losses[-per_epoch:])),
+            epochs=math.ceil(context.steps / course.per_epoch),
+            loss_start=course.mean(slice(None, course.per_epoch)),
+            loss=course.mean(slice(-course.per_epoch, None)),
             seconds={"train": trained - started, "total": finished - started},
         )
 
     def _run(
         self, samples: SampleSet, order: TrainOrder, model: FloatVector, state: SiteState, step_done: StepDone | None
-    ) -> tuple[LocalContext, npt.NDArray[np.float32], int]:
+    ) -> tuple[LocalContext, "_Course"]:
         indices = self.parts.plan.indices(order.site, order.round, len(samples))
+        if not len(indices):
+            raise DataError.at(f"site {order.site}, round {order.round}", "the data plan leaves nothing to train on")
         per_epoch = math.ceil(len(indices) / self.parts.batch_size)
         steps = per_epoch * max(1, round(order.values["local.epochs"]))
         steps = min(steps, self.parts.max_steps or steps)
@@ -101,7 +110,9 @@ class SiteExecutor:
         weights = self.parts.task.weights(samples.labels())
         losses = torch.zeros(steps, device=self.device)
         rng = generator(self.parts.seed, "shuffle", order.round, order.site)
+        sizes = np.zeros(steps)
         for step, chosen in enumerate(_batches(indices, self.parts.batch_size, steps, rng)):
+            sizes[step] = len(chosen)
             batch = dict(samples.batch(chosen))
             if weights is not None:
                 batch["weight"] = weights[chosen]
@@ -112,12 +123,12 @@ class SiteExecutor:
         if not np.isfinite(found).all():
             raise RunError.at(
                 f"site {order.site}, round {order.round}",
-                f"the training loss is not finite from step {int(np.argmin(np.isfinite(found)))} on",
+                f"the training loss is not finite from step {int(np.argmin(np.isfinite(found))) + 1} on",
                 "lower local.learning_rate or set local.gradient_clip",
             )
         for rule in self.parts.rules:
             rule.finish(context)
-        return context, found, per_epoch
+        return context, _Course(found, sizes, per_epoch)
 
     def _begin(self, order: TrainOrder, model: FloatVector, state: SiteState, steps: int) -> LocalContext:
         self.network.load(model)
@@ -169,6 +180,29 @@ class SiteExecutor:
     def predict(self, sample: Sample, info: SampleInfo, model: FloatVector) -> Prediction:
         self.network.load(model)
         return self.parts.task.predict(self.network.module, sample, info, self.device)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """The losses [steps] of a local training, mean over each batch, and the batches' sizes [steps]."""
+
+    losses: npt.NDArray[np.float32]
+    sizes: npt.NDArray[np.float64]
+    per_epoch: int
+
+    def mean(self, steps: slice) -> float:
+        """Mean over the samples of these steps; the last batch of an epoch may be smaller than the others."""
+        return float(np.average(self.losses[steps], weights=self.sizes[steps]))
+
+
+def _check_finite(arrays: Mapping[str, npt.NDArray[Any]], order: TrainOrder) -> None:
+    wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if wrong:
+        raise RunError.at(
+            f"site {order.site}, round {order.round}",
+            f"training left values that are not finite in {', '.join(wrong)}",
+            "lower the learning rates or set local.gradient_clip",
+        )
 
 
 def _batches(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medfl.errors import StudyError
+from medfl.errors import RunError, StudyError
 from medfl.update.vector import FloatVector, Layout
 
 if TYPE_CHECKING:
@@ -34,20 +34,22 @@ class FlatNetwork:
         self.module = module.to(device)
         named = list(self.module.named_parameters())
         self.layout = Layout.of((name, tuple(parameter.shape)) for name, parameter in named)
-        self.parameters = nn.Parameter(torch.empty(self.layout.size, device=device))
-        self.parameters.grad = torch.zeros_like(self.parameters)
-        _move(named, self.layout, self.parameters.data, self.parameters.grad)
+        self.parameters = nn.Parameter(torch.empty(self.layout.size, dtype=torch.float32, device=device))
+        self._gradient = torch.zeros_like(self.parameters, requires_grad=False)
+        self.parameters.grad = self._gradient
+        _move(named, self.layout, self.parameters.data, self._gradient)
 
     @property
     def gradient(self) -> Tensor:
-        """The flat gradient [size]; never None."""
-        gradient = self.parameters.grad
-        if gradient is None:
-            gradient = self.parameters.grad = torch.zeros_like(self.parameters)
-        return gradient
+        """The flat gradient [size], which the parameters' gradients are views of."""
+        # an optimiser's zero_grad drops the attribute, never the memory
+        self.parameters.grad = self._gradient
+        return self._gradient
 
     def load(self, vector: FloatVector) -> None:
-        """Copy `vector` [size] into the network."""
+        """Copy `vector` [size] into the network; RunError when it is of another size."""
+        if vector.shape != (self.layout.size,):
+            raise RunError.at("model", f"has shape {vector.shape}, the network holds {self.layout.size} values")
         with torch.no_grad():
             self.parameters.copy_(_tensor(vector))
 

@@ -1,5 +1,6 @@
 """Hyper-parameters that move: their values, their bounds, and exact continuation."""
 
+import itertools
 import json
 import math
 from typing import Any
@@ -90,7 +91,7 @@ def test_adacomm_never_rises_and_never_leaves_its_bounds(
     minimum = min(minimum, start)
     values = run(AdaComm(AdaCommConfig(start=start, minimum=minimum, block=block)), losses)
     falling = [start, *values]
-    assert all(later <= earlier for earlier, later in zip(falling, falling[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(falling))
     assert all(value >= minimum and value == int(value) for value in values)
 
 
@@ -108,7 +109,7 @@ def test_rounds_without_a_loss_change_nothing() -> None:
 @given(LOSSES, st.integers(1, 20), st.floats(0.1, 3), st.integers(1, 4))
 def test_loss_driven_is_monotone(losses: list[float], start: int, power: float, patience: int) -> None:
     values = [start, *run(LossDriven(LossDrivenConfig(start=start, power=power, patience=patience)), losses)]
-    assert all(1 <= later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(1 <= later <= earlier for earlier, later in itertools.pairwise(values))
 
 
 def test_loss_driven_follows_the_loss() -> None:
@@ -131,7 +132,7 @@ def test_cosine_warms_up_and_decays() -> None:
     values = [moving.value(), *run(moving, [1.0] * 14)]
     assert values[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert values[8] == pytest.approx(0.6) and values[12] == pytest.approx(0.2) and values[14] == values[12]
-    assert all(later <= earlier for earlier, later in zip(values[4:], values[5:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(values))
 
 
 def test_cosine_without_warm_up_begins_at_its_start() -> None:
