@@ -50,6 +50,7 @@ def context(run: RunRecord, pictures: bool) -> dict[str, Any]:
     """Everything that the template shows."""
     found, drawings = views.results(run), Drawings()
     changing, fixed = hyperparameters(run.rounds)
+    events = list(participation.events(run.rounds))
     asked = [site for site in run.sites if _took_part(run, site)]
     return {
         "run": run,
@@ -62,7 +63,8 @@ def context(run: RunRecord, pictures: bool) -> dict[str, Any]:
         "findings": views.findings(run, found),
         "statuses": participation.STATUSES,
         "outcomes": participation.counts(participation.by_site(run.rounds, asked)),
-        "events": list(participation.events(run.rounds)),
+        "events": events,
+        "grouped": participation.grouped(events),
         "moved": changing,
         "fixed": fixed,
         "channel": run.study["update"]["channel"]["kind"],

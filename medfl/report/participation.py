@@ -74,3 +74,11 @@ def events(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
             elif found in (LOWERED, REFUSED, LATE):
                 factor = f"weight × {verdict['factor']:.3g}: " if found is LOWERED else ""
                 yield Event(record["round"], site, found, verdict.get("rule", ""), factor + verdict.get("reason", ""))
+
+
+def grouped(found: Sequence[Event]) -> list[list[Event]]:
+    """The events of each site, status and rule together, in their order."""
+    groups: dict[tuple[str, str, str], list[Event]] = {}
+    for event in found:
+        groups.setdefault((event.site, event.status.name, event.rule), []).append(event)
+    return [groups[key] for key in sorted(groups)]

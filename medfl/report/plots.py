@@ -4,6 +4,7 @@ to draw."""
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Records = Sequence[Mapping[str, Any]]
 WIDTH = 9.4
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)), (0, (3, 3)))
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "ooo", "+++", "|||")
+HATCHES = ("", "//", "\\\\", "xx", "--", "||", "++", "///")
 NAMED_SITES = 8
 """With more sites than this their lines are grey and have no names."""
 MARKED_ROUNDS = 30
@@ -56,7 +57,6 @@ def curves(rounds: Records, primary: str, sites: Sequence[str]) -> "Figure | Non
         bottom.set_xlabel("round")
         _rounds_axis(bottom, rounds)
         _legend(figure, top, middle)
-        figure.canvas.draw()
     return figure
 
 
@@ -162,8 +162,7 @@ def participation(table: Mapping[str, Sequence[Status]], first: int) -> "Figure"
     with style():
         figure, (axes,) = _figure(0.75 + 0.21 * len(sites))
         axes.grid(False)
-        for row, site in enumerate(sites):
-            _strip(axes, row, table[site], first)
+        _cells(axes, table, first)
         _marks(axes, table, first)
         if count <= 4 * MARKED_ROUNDS:
             axes.vlines([first - 0.5 + i for i in range(count + 1)], -0.5, len(sites) - 0.5, PAPER, linewidth=0.8)
@@ -172,7 +171,6 @@ def participation(table: Mapping[str, Sequence[Status]], first: int) -> "Figure"
         axes.set_xlabel("round")
         _rounds_axis(axes, [{"round": first}, {"round": first + count - 1}])
         axes.spines[["left", "bottom"]].set_visible(False)
-        figure.canvas.draw()
     return figure
 
 
@@ -180,16 +178,22 @@ def _clipped(name: str, most: int = 28) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _strip(axes: "Axes", row: int, statuses: Sequence[Status], first: int) -> None:
-    """One site's row; neighbouring rounds of the same status are one rectangle."""
-    start = 0
-    for end in range(1, len(statuses) + 1):
-        if end == len(statuses) or statuses[end] is not statuses[start]:
-            colour = statuses[start].colour
-            if colour is not None:
-                place = [(first + start - 0.5, end - start)]
-                axes.broken_barh(place, (row - 0.44, 0.88), color=STATUS[colour], linewidth=0)
-            start = end
+def _cells(axes: "Axes", table: Mapping[str, Sequence[Status]], first: int) -> None:
+    """Coloured cells; neighbouring rounds of a site with the same status are one rectangle."""
+    from matplotlib.collections import PolyCollection
+
+    found: dict[int, list[list[tuple[float, float]]]] = {}
+    for row, statuses in enumerate(table.values()):
+        start = 0
+        for same, run in groupby(statuses):
+            stop = start + len(list(run))
+            left, right, top, bottom = first + start - 0.5, first + stop - 0.5, row - 0.44, row + 0.44
+            if same.colour is not None:
+                box = [(left, top), (right, top), (right, bottom), (left, bottom)]
+                found.setdefault(same.colour, []).append(box)
+            start = stop
+    for colour, boxes in found.items():
+        axes.add_collection(PolyCollection(boxes, facecolors=STATUS[colour], linewidths=0), autolim=False)
 
 
 def _marks(axes: "Axes", table: Mapping[str, Sequence[Status]], first: int) -> None:
@@ -228,7 +232,6 @@ def moved(rounds: Records, names: Sequence[str]) -> "Figure | None":
             axes.margins(y=0.2)
         panels[-1].set_xlabel("round")
         _rounds_axis(panels[-1], rounds)
-        figure.canvas.draw()
     return figure
 
 
@@ -249,5 +252,4 @@ def stacked(rounds: Records, parts: Mapping[str, Sequence[float]], unit: str) ->
         axes.set_xlabel("round")
         _rounds_axis(axes, rounds)
         figure.legend(loc="outside upper left", ncols=min(len(parts), 6))
-        figure.canvas.draw()
     return figure

@@ -90,7 +90,8 @@ class Drawings:
     def inline(self, figure: "Figure", alt: str) -> Markup:
         """The figure as an SVG element. alt: what the figure shows, in words."""
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        with style():
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
         prefix = f"f{next(self._number)}-"
         text = _NOISE.sub("", buffer.getvalue()).strip()
         text = _ID.sub(lambda found: f'id="{prefix}{found[1]}"', text)
