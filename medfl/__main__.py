@@ -1,5 +1,5 @@
 """`python -m medfl`."""
 
-from medfl.cli.main import app
+from medfl.cli.main import main
 
-app()
+main()

@@ -9,13 +9,13 @@ from medfl.cli.output import console
 from medfl.errors import MedflError
 
 
-class _Medfl(typer.Typer):
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        try:
-            return super().__call__(*args, **kwargs)
-        except MedflError as error:
-            _report(error)
-            sys.exit(error.exit_code)
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; what the user got wrong is printed whole, and the exit code says which kind it was."""
+    try:
+        app(arguments)
+    except MedflError as error:
+        _report(error)
+        sys.exit(error.exit_code)
 
 
 def _report(error: MedflError) -> None:
@@ -31,7 +31,7 @@ def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-app = _Medfl(
+app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
