@@ -15,7 +15,8 @@ class ClassificationConfig(TaskConfig):
 
     class_balance: how a sample counts in the training loss, from the label counts of its own site. "inverse" weighs
     each class alike, "effective" by its effective number of samples (Cui et al. 2019, arXiv 1901.05555, beta 0.999),
-    which tends to "inverse" for large classes less steeply; "none" weighs each sample alike.
+    less steep between large classes; "none" weighs each sample alike. No sample counts more than 20 times as much as
+    one of the largest class.
     label_smoothing: share of the target spread over all classes. evaluation_batch: images evaluated at once.
     """
 

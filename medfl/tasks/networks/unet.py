@@ -5,11 +5,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medfl.tasks.networks.blocks import ConvUnit, conv, initialise, standardise
+from medfl.tasks.networks.blocks import ConvUnit, initialise, standardise
 from medfl.tasks.networks.config import NormName
 
+_CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _UP: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+FOREGROUND_BIAS = -2.0
+"""Where the logits of the foreground classes start (class 0 at 0). Foreground is rare: networks that first have to
+learn that often give up one class for hundreds of steps (compare the class prior in Lin et al. 2017, section 4.1)."""
 
 
 class UNet(nn.Module):
@@ -42,8 +47,10 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(level(i, o) for i, o in zip([in_channels, *widths], widths, strict=False))
         self.up = nn.ModuleList(_UP[spatial_dims](2 * w, w, 2, stride=2) for w in reversed(widths[:-1]))
         self.merge = nn.ModuleList(level(2 * w, w) for w in reversed(widths[:-1]))
-        self.output = conv(spatial_dims, width, num_classes, 1, bias=True)
+        self.output = _CONV[spatial_dims](width, num_classes, 1)
         initialise(self)
+        if self.output.bias is not None:
+            nn.init.constant_(self.output.bias[1:], FOREGROUND_BIAS)
 
     def forward(self, x: Tensor) -> Tensor:
         space = x.shape[2:]

@@ -18,7 +18,7 @@ class InferenceConfig(BaseModel):
 
     patch: window of the sliding-window inference in voxels, an entry a space axis; images that are not larger are
     seen whole, and so are all without it. overlap: share of a window that its neighbour sees too.
-    batch: 2D images, or windows, that go through the network at once.
+    batch: windows that go through the network at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
