@@ -31,7 +31,11 @@ def metrics_json(metrics: Iterable[Metric]) -> dict[str, Any]:
 
 
 def round_record(
-    outcome: RoundOutcome, metrics: Mapping[str, Any] | None, traffic: Mapping[str, Any], seconds: Mapping[str, float]
+    outcome: RoundOutcome,
+    metrics: Mapping[str, Any] | None,
+    traffic: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    site_seconds: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """One line of rounds.jsonl. `late` and `epsilon` are empty where a study has no deadline and no privacy
     mechanism."""
@@ -60,6 +64,7 @@ def round_record(
         "bytes": dict(traffic),
         "epsilon": None,
         "seconds": {phase: round(value, 6) for phase, value in seconds.items()},
+        "site_seconds": {site: dict(spent) for site, spent in site_seconds.items()},
     }
 
 

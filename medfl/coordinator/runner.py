@@ -16,7 +16,7 @@ from medfl.coordinator.observer import Observer
 from medfl.coordinator.stopping import stopped_by
 from medfl.errors import InputError, RunError, StudyError
 from medfl.federation.round import Federation, RoundOutcome
-from medfl.learning.messages import SiteFailure, SiteInfo
+from medfl.learning.messages import SiteFailure, SiteInfo, TrainReply
 from medfl.learning.randomness import generator
 from medfl.study.build import build_codec_down, build_federation, build_task
 from medfl.study.sources import Assignment, RunInputs, assign_cases
@@ -143,6 +143,7 @@ class Runner:
         round_ = self._federation.open(plan, validate)
         traffic = {"up_bytes": 0, "down_bytes": 0, "sites": {}}
         changed: Arrays = {}
+        site_seconds: dict[str, dict[str, float]] = {}
         deliveries = self._transport.train(plan.orders(), model, self._observer.local_progress)
         while True:
             with clock.phase("local"):
@@ -156,12 +157,15 @@ class Runner:
                     round_.receive(delivery.answer)
                 site = delivery.answer.site
                 _count_bytes(traffic, site, delivery)
+                if isinstance(delivery.answer, TrainReply):
+                    site_seconds[site] = dict(delivery.answer.seconds)
                 changed.update({f"{site}/{name}": array for name, array in delivery.state.items()})
             self._observer.answered(site, round_.outcome.sites[site])
         with clock.phase("step"):
             outcome = self._federation.close(round_)
         metrics = self._validation(outcome, traffic, clock)
-        return self._commit(outcome, metrics, traffic, changed, clock)
+        record = records.round_record(outcome, metrics, traffic, clock.seconds, site_seconds)
+        return self._commit(record, changed, clock)
 
     def _coded(self, round_: int) -> Payload:
         rng = generator(self.study.seed, "codec-down", round_)
@@ -174,19 +178,11 @@ class Runner:
         with clock.phase("evaluate"):
             return self._evaluate("val", traffic)
 
-    def _commit(
-        self, outcome: RoundOutcome, metrics: Any, traffic: Mapping[str, Any], changed: Arrays, clock: Clock
-    ) -> dict[str, Any]:
+    def _commit(self, record: dict[str, Any], changed: Arrays, clock: Clock) -> dict[str, Any]:
         with clock.phase("commit"):
             plain, arrays = self._federation.state()
-            verdicts = {site: records.verdict_json(mine) for site, mine in outcome.sites.items() if mine.verdict}
-            verdicts |= {
-                site: {"outcome": "failed", "reason": mine.failure}
-                for site, mine in outcome.sites.items()
-                if mine.failure
-            }
-            record = records.round_record(outcome, metrics, traffic, clock.seconds)
-            self._journal.commit(record, plain, {**arrays, **changed}, verdicts)
+            failed = {site: {"outcome": "failed", "reason": reason} for site, reason in record["failed"].items()}
+            self._journal.commit(record, plain, {**arrays, **changed}, {**record["verdicts"], **failed})
         record["seconds"]["commit"] = round(clock.seconds["commit"], 6)
         return record
 

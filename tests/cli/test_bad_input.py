@@ -121,7 +121,9 @@ def test_another_number_of_classes_is_adopted_from_the_images_and_said(tiny: Any
 
 
 def test_help_is_fast_to_import_and_needs_nothing_heavy() -> None:
-    code = "import sys, medfl.cli.main; print([m for m in ('torch', 'monai', 'numpy', 'sqlalchemy') if m in sys.modules])"
+    code = (
+        "import sys, medfl.cli.main; print([m for m in ('torch', 'monai', 'numpy', 'sqlalchemy') if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
