@@ -193,7 +193,7 @@ def test_damaged_state_is_not_trusted(tiny: Any, tmp_path: Path) -> None:
     with journal._engine.begin() as connection:
         connection.exec_driver_sql("UPDATE arrays SET data = zeroblob(length(data)) WHERE name = 'model'")
     journal.close()
-    with pytest.raises(RunError, match="model.*damaged"):
+    with pytest.raises(RunError, match=r"model.*damaged"):
         simulate(inputs_of(run), run, Observer(), workers=1, resume=True)
 
 

@@ -1,5 +1,7 @@
 """The round's messages: exact round trips, and a clean error for any bytes."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,7 +63,5 @@ def test_any_damage_to_a_reply_is_seen_or_harmless(data: st.DataObject) -> None:
     message = bytearray(b"".join(encode_reply(reply())))
     place = data.draw(st.integers(0, len(message) - 1))
     message[place] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(RunError):
         decode_reply(bytes(message))
-    except RunError:
-        pass
