@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from medfl.errors import RunError
 from medfl.federation.aggregation.base import Aggregator
 from medfl.federation.regulator.base import Arrival, Bench, RegulatorRule, Score, Verdict, combine
@@ -105,6 +107,9 @@ class OpenRound:
         if reply.payload is None:
             mine.skipped_upload = True
             return mine
+        if reply.cases < 1:
+            mine.verdict = Verdict("refuse", "cases", f"counts {reply.cases} training cases", 0.0)
+            return mine
         try:
             payload = self._parts.channel.open(reply.payload, reply.site, reply.round)
             update = self._parts.codec.decode(payload, self._bench.model.size)
@@ -168,9 +173,12 @@ class Federation:
         return OpenRound(self.parts, plan, Bench(self.model, validate))
 
     def close(self, round_: OpenRound) -> RoundOutcome:
-        """Combine, step and let the hyper-parameters and the regulator take in the round."""
-        round_.settle()
+        """Combine, step and let the hyper-parameters and the regulator take in the round. RunError when it is not the
+        next one, so that no round is counted twice."""
         outcome = round_.outcome
+        if outcome.plan.round != self.round + 1:
+            raise RunError.at(f"round {outcome.plan.round}", f"cannot be closed after round {self.round}")
+        round_.settle()
         combined = self.parts.aggregator.result()
         if combined is not None:
             self.parts.server.apply(self.model, combined)
@@ -188,7 +196,8 @@ class Federation:
         return outcome
 
     def state(self) -> tuple[dict[str, Any], dict[str, FloatVector]]:
-        """Everything needed to go on: a JSON-able part and arrays. The arrays are the live ones, not copies."""
+        """Everything needed to go on: a JSON-able part and arrays. The arrays are the live ones, not copies: the next
+        round changes them."""
         plain = {
             "round": self.round,
             "values": {name: moving.state() for name, moving in self.parts.values.items()},
@@ -199,19 +208,21 @@ class Federation:
         return plain, arrays
 
     def restore(self, plain: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:
-        """Go on from `state()`, exactly."""
+        """Go on from `state()`, exactly. The arrays are copied."""
         self.round = plain["round"]
-        self.model = arrays["model"]
+        self.model = np.array(arrays["model"])
         for name, moving in self.parts.values.items():
             moving.restore(plain["values"][name])
         for rule in self.parts.regulator:
             rule.restore(plain["regulator"][rule.config.kind])
         prefix = "server."
         self.parts.server.restore(
-            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            {name.removeprefix(prefix): np.array(array) for name, array in arrays.items() if name.startswith(prefix)}
         )
 
 
 def _mean(values: Sequence[tuple[float, int]]) -> float:
-    total = sum(weight for _, weight in values)
-    return sum(value * weight for value, weight in values) / total if total else math.nan
+    """Weighted mean of the finite values: one site's word cannot take the loss from all the others."""
+    finite = [(value, weight) for value, weight in values if math.isfinite(value)]
+    total = sum(weight for _, weight in finite)
+    return sum(value * weight for value, weight in finite) / total if total else math.nan

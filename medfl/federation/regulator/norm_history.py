@@ -13,6 +13,7 @@ from pydantic import Field
 
 from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Verdict
 from medfl.plugins import PluginConfig
+from medfl.update.base import Update
 
 
 class NormHistoryConfig(PluginConfig):
@@ -31,27 +32,23 @@ class NormHistory(RegulatorRule):
         self._norms: dict[str, list[float]] = {}
 
     def judge(self, arrival: Arrival, bench: Bench) -> Verdict:
-        history = self._norms.get(arrival.site)
-        if history:
-            limit, what = self.config.factor * float(np.median(history)), "times its own median norm"
-            ratio = arrival.norm / max(float(np.median(history)), 1e-30)
+        median = float(np.median(self._norms.get(arrival.site, [0.0])))
+        if median:
+            limit, what = self.config.factor * median, f"{self.config.factor:g} times its own median"
         else:
-            scale = float(np.linalg.norm(bench.model))
-            limit, what, ratio = (
-                self.config.first * scale,
-                "times the norm of the model",
-                arrival.norm / max(scale, 1e-30),
-            )
+            # no history, or one of updates that changed nothing
+            scale = Update(bench.model, bench.model.size).norm()
+            limit, what = self.config.first * scale, f"{self.config.first:g} times the norm of the model"
         if arrival.norm <= limit:
             return ADMIT
-        return self.refuse(f"norm {arrival.norm:.3g} is {ratio:.3g} {what}")
+        return self.refuse(f"norm {arrival.norm:.3g} is above {limit:.3g}, {what}")
 
     def learn(self, admitted: Sequence[tuple[str, float]]) -> None:
         for site, norm in admitted:
             self._norms[site] = [*self._norms.get(site, []), norm][-self.config.window :]
 
     def state(self) -> dict[str, Any]:
-        return {"norms": self._norms}
+        return {"norms": {site: list(norms) for site, norms in self._norms.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._norms = {site: list(norms) for site, norms in state["norms"].items()}

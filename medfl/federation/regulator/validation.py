@@ -7,7 +7,7 @@ q_k. Uses one site's update and public data only.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -43,15 +43,22 @@ class Validation(RegulatorRule):
             raise StudyError.at(
                 "regulator.validation", "the study has no public images", "name a site in evaluation.public"
             )
-        base = self._baseline(arrival.round, bench)
+        base = self._baseline(arrival.round, bench)["loss"]
         score = bench.validate(_moved(bench.model, arrival))
-        limit = base["loss"] * (1 + self.config.tolerance) + self.config.slack
+        # any finite loss is better than that of a global model whose own is not finite
+        limit = base * (1 + self.config.tolerance) + self.config.slack if math.isfinite(base) else math.inf
         if not math.isfinite(score["loss"]) or score["loss"] > limit:
             return self.refuse(f"validation loss {score['loss']:.3g} is above {limit:.3g}")
         if self.config.metric is None:
             return ADMIT
-        quality = max(score[self.config.metric], self.config.floor)
-        return Verdict("down-weight", "validation", f"{self.config.metric} {quality:.3f}", min(1.0, quality))
+        if self.config.metric not in score:
+            known = ", ".join(sorted(score))
+            raise StudyError.at(
+                "regulator.validation.metric", f"there is no metric {self.config.metric!r}", f"use one of: {known}"
+            )
+        # in this order: a metric without support is NaN, and counts as the floor
+        quality = min(1.0, max(self.config.floor, score[self.config.metric]))
+        return Verdict("down-weight", "validation", f"{self.config.metric} {quality:.3f}", quality)
 
     def _baseline(self, round_: int, bench: Bench) -> Score:
         if bench.validate is None:
@@ -61,6 +68,9 @@ class Validation(RegulatorRule):
         if self._base is None or self._base[0] != round_:
             self._base = round_, bench.validate(bench.model)
         return self._base[1]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._base = None
 
 
 def _moved(model: FloatVector, arrival: Arrival) -> FloatVector:

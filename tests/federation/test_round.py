@@ -1,0 +1,519 @@
+"""The round: who is awaited, what counts, what is learned, and exact continuation in the middle of a run."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from toys.parts import Federated, configured, federation_parts, pipeline, plugin
+from toys.problems import gaussian_classes, least_squares
+from toys.tasks import Classifier, LeastSquares, Rows, site
+
+from medfl.errors import RunError
+from medfl.federation.aggregation.base import AGGREGATORS
+from medfl.federation.aggregation.weighted_mean import WeightedMean
+from medfl.federation.regulator.base import REGULATORS, Arrival, Bench, RegulatorRule, Verdict
+from medfl.federation.round import Federation, FederationParts, OpenRound
+from medfl.federation.schedule.base import SCHEDULES
+from medfl.federation.server_steps.base import SERVER_STEPS
+from medfl.hyperparameters.base import HYPERPARAMETERS
+from medfl.learning.messages import SiteFailure, TrainReply
+from medfl.learning.rules.base import RULES
+from medfl.plugins import PluginConfig
+from medfl.update.base import Payload, Update
+from medfl.update.wire import as_bytes
+
+SIZE = 20
+CASES = {name: 10 + number for number, name in enumerate("abcdef")}
+Vector = npt.NDArray[np.float32]
+
+
+def reply(
+    name: str, values: Vector | None, round_: int = 1, cases: int = 10, loss: float = 1.0, codec: str = "fp32"
+) -> TrainReply:
+    payload = None if values is None else Payload(codec, values.size, (as_bytes(values),))
+    return TrainReply(name, round_, payload, cases, 4, 2, loss, loss / 2)
+
+
+def good(seed: int, size: int = SIZE) -> Vector:
+    rng = np.random.default_rng(seed)
+    return (np.linspace(0.1, 1, size) + 0.05 * rng.normal(size=size)).astype(np.float32)
+
+
+def federation(size: int = SIZE, **changes: Any) -> Federation:
+    return Federation(federation_parts(**changes), 0, np.ones(size, np.float32))
+
+
+def opened(made: Federation, cases: Mapping[str, int] = CASES) -> OpenRound:
+    return made.open(made.plan(cases))
+
+
+def rules(*kinds: str, **settings: Any) -> list[RegulatorRule]:
+    return [plugin(REGULATORS, kind, **settings) for kind in kinds]
+
+
+# who takes part
+
+
+def test_all_sites_take_part_in_order_of_their_names() -> None:
+    plan = federation().plan({"b": 1, "a": 2, "c": 3})
+    assert plan.cohort == ("a", "b", "c") and plan.round == 1
+    assert [(order.site, order.round) for order in plan.orders()] == [("a", 1), ("b", 1), ("c", 1)]
+
+
+def test_a_plan_depends_on_seed_and_round_alone() -> None:
+    def plans(seed: int, order: Sequence[str]) -> list[tuple[str, ...]]:
+        made = Federation(
+            federation_parts(schedule=plugin(SCHEDULES, "uniform", fraction=0.5)), seed, np.ones(1, np.float32)
+        )
+        cohorts = []
+        for _ in range(6):
+            plan = made.plan(dict.fromkeys(order, 1))
+            assert plan == made.plan(dict.fromkeys(order, 1))
+            cohorts.append(plan.cohort)
+            made.close(made.open(plan))
+        return cohorts
+
+    first = plans(0, "abcdef")
+    assert first == plans(0, "fedcba") and first != plans(1, "abcdef") and len(set(first)) > 1
+    assert all(len(cohort) == 3 and list(cohort) == sorted(set(cohort)) for cohort in first)
+
+
+@pytest.mark.parametrize(("fraction", "minimum", "expected"), [(0.01, 1, 1), (0.01, 4, 4), (1.0, 1, 6), (0.5, 99, 6)])
+def test_uniform_respects_its_minimum(fraction: float, minimum: int, expected: int) -> None:
+    schedule = plugin(SCHEDULES, "uniform", fraction=fraction, minimum=minimum)
+    assert len(schedule.cohort(1, CASES, np.random.default_rng(0))) == expected
+
+
+def test_uniform_treats_sites_alike() -> None:
+    made = Federation(
+        federation_parts(schedule=plugin(SCHEDULES, "uniform", fraction=1 / 3)), 0, np.ones(1, np.float32)
+    )
+    counts = dict.fromkeys(CASES, 0)
+    for _ in range(300):
+        plan = made.plan(CASES)
+        for name in plan.cohort:
+            counts[name] += 1
+        made.close(made.open(plan))
+    assert all(70 < count < 130 for count in counts.values())
+
+
+# what counts
+
+
+def test_the_mean_is_weighted_by_cases() -> None:
+    made = federation()
+    round_ = opened(made, {"a": 1, "b": 1})
+    round_.receive(reply("a", good(1), cases=30))
+    round_.receive(reply("b", good(2), cases=10))
+    outcome = made.close(round_)
+    np.testing.assert_allclose(made.model, 1 + (30 * good(1) + 10 * good(2)) / 40, rtol=1e-6)
+    assert outcome.moved and made.round == 1
+    assert outcome.sites["a"].norm == pytest.approx(np.linalg.norm(good(1)), rel=1e-6)
+
+
+def test_losses_are_weighted_by_cases_over_admitted_sites() -> None:
+    made = federation()
+    round_ = opened(made)
+    round_.receive(reply("a", good(1), cases=30, loss=1.0))
+    round_.receive(reply("b", good(2), cases=10, loss=5.0))
+    round_.receive(reply("c", np.full(SIZE, np.nan, np.float32), cases=1000, loss=100.0))
+    round_.fail(SiteFailure("d", 1, "no power"))
+    outcome = made.close(round_)
+    assert outcome.loss_start == pytest.approx(2.0) and outcome.loss == pytest.approx(1.0)
+    assert outcome.sites["d"].failure == "no power" and outcome.sites["d"].verdict is None
+
+
+def test_a_loss_that_is_not_finite_does_not_take_the_others_with_it() -> None:
+    made = federation()
+    round_ = opened(made)
+    round_.receive(reply("a", good(1), loss=3.0))
+    round_.receive(reply("b", good(2), loss=math.nan))
+    assert made.close(round_).loss_start == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("cases", [0, -5])
+def test_a_site_without_cases_counts_nothing(cases: int) -> None:
+    made = federation()
+    round_ = opened(made)
+    round_.receive(reply("a", good(1)))
+    mine = round_.receive(reply("b", 1000 * good(2), cases=cases))
+    made.close(round_)
+    assert mine.verdict is not None and mine.verdict.outcome == "refuse" and mine.verdict.rule == "cases"
+    np.testing.assert_allclose(made.model, 1 + good(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_refused_updates_count_as_nothing(bad: float) -> None:
+    models = []
+    for answers in (1, 2):
+        made = federation()
+        round_ = opened(made)
+        round_.receive(reply("a", good(1)))
+        broken = good(2)
+        broken[0] = bad
+        if answers == 2:
+            verdict = round_.receive(reply("b", broken)).verdict
+            assert verdict == Verdict("refuse", "finite", "the update holds values that are not finite", 0.0)
+        made.close(round_)
+        models.append(made.model.tobytes())
+    assert models[0] == models[1]
+
+
+def test_all_refused_leaves_everything_as_it_was() -> None:
+    made = federation(regulator=rules("norm_limit", limit=0.1), server=plugin(SERVER_STEPS, "momentum"))
+    before = made.model.copy()
+    round_ = opened(made)
+    for name in CASES:
+        round_.receive(reply(name, good(1)))
+    outcome = made.close(round_)
+    assert not outcome.moved and math.isnan(outcome.loss_start) and made.round == 1
+    np.testing.assert_array_equal(made.model, before)
+
+
+def test_a_round_without_answers_leaves_the_model() -> None:
+    made = federation()
+    before = made.model.copy()
+    outcome = made.close(opened(made))
+    assert not outcome.moved and outcome.sites == {}
+    np.testing.assert_array_equal(made.model, before)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        reply("a", good(1, SIZE + 1)),
+        reply("a", good(1), codec="fp16"),
+        replace(reply("a", good(1)), payload=Payload("fp32", SIZE, (b"123",))),
+        replace(reply("a", good(1)), payload=Payload("fp32", SIZE, ())),
+    ],
+)
+def test_a_payload_that_does_not_fit_is_refused_and_the_round_goes_on(wrong: TrainReply) -> None:
+    made = federation()
+    round_ = opened(made)
+    mine = round_.receive(wrong)
+    assert mine.verdict is not None and (mine.verdict.outcome, mine.verdict.rule) == ("refuse", "shape")
+    round_.receive(reply("b", good(2)))
+    assert made.close(round_).moved
+
+
+def test_a_skipped_upload_is_noted() -> None:
+    made = federation()
+    round_ = opened(made)
+    mine = round_.receive(reply("a", None))
+    assert mine.skipped_upload and mine.verdict is None
+    assert not made.close(round_).moved
+
+
+def test_strangers_latecomers_and_repeats_are_refused() -> None:
+    made = federation()
+    round_ = opened(made)
+    round_.receive(reply("a", good(1)))
+    for wrong in (reply("stranger", good(1)), reply("b", good(1), round_=2), reply("a", good(1))):
+        with pytest.raises(RunError, match=wrong.site):
+            round_.receive(wrong)
+    for failure in (SiteFailure("a", 1, ""), SiteFailure("stranger", 1, ""), SiteFailure("b", 0, "")):
+        with pytest.raises(RunError):
+            round_.fail(failure)
+    round_.fail(SiteFailure("b", 1, "late"))
+    with pytest.raises(RunError, match="answered already"):
+        round_.receive(reply("b", good(1)))
+    made.close(round_)
+    np.testing.assert_allclose(made.model, 1 + good(1), rtol=1e-6)
+
+
+def test_a_round_is_closed_once() -> None:
+    made = federation()
+    round_ = opened(made)
+    round_.receive(reply("a", good(1)))
+    made.close(round_)
+    after = made.model.copy()
+    with pytest.raises(RunError, match="after round 1"):
+        made.close(round_)
+    np.testing.assert_array_equal(made.model, after)
+
+
+def test_payloads_are_neither_changed_nor_kept() -> None:
+    made = federation()
+    sent = [good(1), good(2)]
+    for round_number in (1, 2):
+        round_ = opened(made)
+        for name, values in zip("ab", sent, strict=True):
+            round_.receive(reply(name, values, round_number))
+        made.close(round_)
+    np.testing.assert_array_equal(sent[0], good(1))
+    assert not any(np.shares_memory(array, values) for array in made.state()[1].values() for values in sent)
+
+
+# the regulator in a round
+
+
+class Halves(RegulatorRule):
+    """Down-weights every second site; in its other form only once all have arrived."""
+
+    late = False
+
+    def judge(self, arrival: Arrival, bench: Bench) -> Verdict:
+        return Verdict("admit") if self.late else self._verdict(arrival)
+
+    def judge_cohort(self, arrivals: Sequence[Arrival], bench: Bench) -> Mapping[str, Verdict]:
+        return {one.site: self._verdict(one) for one in arrivals} if self.late else {}
+
+    def _verdict(self, arrival: Arrival) -> Verdict:
+        return Verdict("down-weight", "halves", "", 0.5 if arrival.site in "ace" else 0.25)
+
+
+class Waits(PluginConfig):
+    def traits(self) -> frozenset[str]:
+        return frozenset({"compares-sites"})
+
+
+def test_factors_multiply_the_weights_on_arrival_and_at_the_end_alike() -> None:
+    models = []
+    for late in (False, True):
+        rule = Halves(Waits(kind="halves") if late else PluginConfig(kind="halves"))
+        rule.late = late
+        made = federation(regulator=[rule])
+        round_ = opened(made)
+        for name, cases in CASES.items():
+            round_.receive(reply(name, good(cases), cases=cases))
+        outcome = made.close(round_)
+        assert outcome.sites["a"].verdict == Verdict("down-weight", "halves", "", 0.5)
+        models.append(made.model)
+    weights = [cases * (0.5 if name in "ace" else 0.25) for name, cases in CASES.items()]
+    expected = sum(w * good(c) for w, c in zip(weights, CASES.values(), strict=True)) / sum(weights)
+    np.testing.assert_allclose(models[0], 1 + expected, rtol=1e-5)
+    assert models[0].tobytes() == models[1].tobytes()
+
+
+def test_a_rule_that_compares_and_refuses_nobody_gives_the_streamed_bits() -> None:
+    models = []
+    for kinds in (["finite"], ["finite", "median_distance"]):
+        made = federation(regulator=rules(*kinds))
+        for round_number in (1, 2):
+            round_ = opened(made)
+            for name, cases in CASES.items():
+                round_.receive(reply(name, good(cases), round_number, cases))
+            made.close(round_)
+        models.append(made.model.tobytes())
+    assert models[0] == models[1]
+
+
+def test_rules_that_compare_and_rules_that_do_not_work_together() -> None:
+    made = federation(regulator=rules("finite", "median_distance"))
+    round_ = opened(made)
+    for name in "abcd":
+        round_.receive(reply(name, good(3)))
+    round_.receive(reply("e", -good(3)))
+    round_.receive(reply("f", np.full(SIZE, np.nan, np.float32)))
+    outcome = made.close(round_)
+    verdicts = {name: mine.verdict for name, mine in outcome.sites.items()}
+    assert {name for name, verdict in verdicts.items() if verdict and verdict.outcome == "refuse"} == {"e", "f"}
+    assert verdicts["e"] is not None and verdicts["e"].rule == "median_distance"
+    np.testing.assert_allclose(made.model, 1 + good(3), rtol=1e-6)
+
+
+def test_the_regulator_does_not_learn_from_what_it_refused() -> None:
+    rule = plugin(REGULATORS, "norm_history", factor=3)
+    made = federation(regulator=[rule])
+    for round_number in range(1, 6):
+        round_ = opened(made, {"a": 1, "b": 1})
+        round_.receive(reply("a", good(1), round_number))
+        scale = 1 if round_number == 1 else 3.5**round_number
+        round_.receive(reply("b", np.float32(scale) * good(1), round_number))
+        outcome = made.close(round_)
+    norms = rule.state()["norms"]
+    assert len(norms["a"]) == 5 and len(norms["b"]) == 1
+    verdict = outcome.sites["b"].verdict
+    assert verdict is not None and verdict.outcome == "refuse"
+
+
+# order and memory
+
+
+class Listed(WeightedMean):
+    def start(self, size: int) -> None:
+        super().start(size)
+        self.order: list[float] = []
+
+    def add(self, update: Update, weight: float) -> None:
+        self.order.append(weight)
+        super().add(update, weight)
+
+
+@pytest.mark.parametrize("kinds", [["finite"], ["finite", "median_distance"]])
+def test_updates_are_combined_in_the_order_of_arrival(kinds: list[str]) -> None:
+    aggregator = Listed(configured(AGGREGATORS, "weighted_mean"))  # type: ignore[arg-type]
+    made = federation(aggregator=aggregator, regulator=rules(*kinds))
+    round_ = opened(made)
+    for name in made.plan(CASES).cohort:
+        round_.receive(reply(name, good(1), cases=CASES[name]))
+    made.close(round_)
+    assert aggregator.order == list(CASES.values())
+
+
+def peak_of_a_round(sites: int, parts: FederationParts, size: int = 200_000) -> int:
+    made = Federation(parts, 0, np.ones(size, np.float32))
+    cases = {f"site{number:03}": 10 for number in range(sites)}
+    made.close(made.open(made.plan(cases)))
+    round_ = made.open(made.plan(cases))
+    tracemalloc.start()
+    for name in cases:
+        round_.receive(reply(name, good(1, size), 2))
+    made.close(round_)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_number_of_sites_unless_a_rule_compares_them() -> None:
+    few, many = (peak_of_a_round(sites, federation_parts()) for sites in (3, 24))
+    assert many < few + 0.5 * 200_000 * 4
+    held = peak_of_a_round(24, federation_parts(regulator=rules("finite", "median_distance")))
+    assert held > few + 15 * 200_000 * 4
+
+
+def test_importing_the_federation_imports_no_torch() -> None:
+    code = (
+        "import sys, medfl.federation.round, medfl.update.pipeline, medfl.study.build\n"
+        "print(sorted(name for name in ('torch', 'monai', 'sqlalchemy', 'matplotlib') if name in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+# exact continuation
+
+
+def snapshot(federated: Federated) -> tuple[Any, Any, Any]:
+    plain, arrays = federated.federation.state()
+    return (
+        json.loads(json.dumps(plain, allow_nan=False)),
+        {name: array.copy() for name, array in arrays.items()},
+        copy.deepcopy(federated.states),
+    )
+
+
+def resumed(federated: Federated, kept: tuple[Any, Any, Any]) -> Federated:
+    plain, arrays, states = kept
+    federated.federation.restore(plain, arrays)
+    federated.states = states
+    return federated
+
+
+CLASSES = gaussian_classes([40, 25, 31, 12], 3, 6, 1.5)
+MOVING = {
+    "local.epochs": configured(HYPERPARAMETERS, "loss_driven", start=3, patience=1),
+    "local.learning_rate": configured(HYPERPARAMETERS, "cosine", start=0.3, rounds=6, warmup=2),
+    "fedprox.mu": configured(HYPERPARAMETERS, "adaptive_mu", start=0.1, patience=1),
+}
+ADACOMM = MOVING | {"local.epochs": configured(HYPERPARAMETERS, "adacomm", start=4, block=1)}
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "momentum and error feedback": (
+        {"server": ("momentum", {}), "regulator": ["finite", "norm_history"], "codec": "fp16"},
+        {"pipeline": pipeline("fp16", "error_feedback")},
+    ),
+    "adam, a part of the sites": ({"server": ("adam", {}), "schedule": ("uniform", {"fraction": 0.5})}, {}),
+    "moving numbers": ({"moving": MOVING}, {"rules": [plugin(RULES, "fedprox")]}),
+    "adacomm, rules that compare": (
+        {"moving": ADACOMM, "regulator": ["finite", "median_distance", "validation"]},
+        {"rules": [plugin(RULES, "fedprox")]},
+    ),
+    "distillation": (
+        {"server": ("momentum", {"nesterov": False})},
+        {"rules": [plugin(RULES, "distillation", teacher_learning_rate=0.02)]},
+    ),
+}
+
+
+def made_anew(name: str) -> Federated:
+    coordinator, local = VARIANTS[name]
+    changes = dict(coordinator)
+    if "server" in changes:
+        kind, settings = changes["server"]
+        changes["server"] = plugin(SERVER_STEPS, kind, **settings)
+    if "schedule" in changes:
+        kind, settings = changes["schedule"]
+        changes["schedule"] = plugin(SCHEDULES, kind, **settings)
+    if "regulator" in changes:
+        changes["regulator"] = rules(*changes["regulator"])
+    if "codec" in changes:
+        changes["codec"] = pipeline(changes["codec"]).codec
+    task = Classifier(6, 3)
+    task.hidden, task.teacher = 4, 8
+    sites = [site(f"s{number}", Rows(rows.features, rows.targets)) for number, rows in enumerate(CLASSES)]
+    federated = Federated(task, sites, federation_parts(0.2, 2, **changes), **({"batch_size": 8} | local))
+    federated.validate = lambda model: {"loss": float(np.square(model).mean())}
+    return federated
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_an_interrupted_run_continues_to_the_bit(name: str, cut: int) -> None:
+    whole = made_anew(name)
+    expected = whole.run(5)
+    first = made_anew(name)
+    before = first.run(cut)
+    second = resumed(made_anew(name), snapshot(first))
+    first.run(1)
+    after = second.run(5 - cut)
+    assert repr(before + after) == repr(expected)
+    assert second.model.tobytes() == whole.model.tobytes()
+    assert second.federation.state()[0] == whole.federation.state()[0]
+    assert second.states.keys() == whole.states.keys()
+    for site_name, state in whole.states.items():
+        assert {key: array.tobytes() for key, array in second.states[site_name].items()} == {
+            key: array.tobytes() for key, array in state.items()
+        }
+
+
+def test_the_runs_that_continue_really_move() -> None:
+    """Guards the test above: every variant's state changes what the next round does."""
+    for name in VARIANTS:
+        federated = made_anew(name)
+        models = [federated.model.tobytes()]
+        for outcome in (federated.round() for _ in range(3)):
+            assert outcome.moved
+            models.append(federated.model.tobytes())
+        assert len(set(models)) == 4
+
+
+def test_forgetting_the_servers_arrays_shows() -> None:
+    name = "momentum and error feedback"
+    whole, first = made_anew(name), made_anew(name)
+    whole.run(4)
+    first.run(2)
+    plain, arrays, states = snapshot(first)
+    second = resumed(made_anew(name), (plain, {"model": arrays["model"]}, states))
+    second.run(2)
+    assert second.model.tobytes() != whole.model.tobytes()
+    third = resumed(made_anew(name), (plain, arrays, {site_name: {} for site_name in states}))
+    third.run(2)
+    assert third.model.tobytes() != whole.model.tobytes()
+
+
+def test_restore_copies() -> None:
+    first, second = made_anew("adam, a part of the sites"), made_anew("adam, a part of the sites")
+    first.run(2)
+    second.federation.restore(*first.federation.state())
+    mine = second.federation.state()[1]
+    assert mine.keys() == {"model", "server.first", "server.second"}
+    assert not any(np.shares_memory(mine[name], array) for name, array in first.federation.state()[1].items())
+
+
+def test_two_sites_of_least_squares_meet_in_the_middle() -> None:
+    rows = least_squares(2, 4, 30, 0.0, noise=0.0)
+    sites = [site(f"s{number}", Rows(one.features, one.targets)) for number, one in enumerate(rows)]
+    federated = Federated(LeastSquares(4), sites, federation_parts(0.3, 1))
+    losses = [outcome.loss_start for outcome in federated.run(60)]
+    assert losses[-1] < 1e-3 * losses[0]
+    np.testing.assert_allclose(federated.model, rows[0].optimum, atol=0.1)
