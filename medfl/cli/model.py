@@ -104,13 +104,13 @@ def _print_sites(found: Mapping[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from medfl.report.text import label
+    from medfl.report.text import count, label
     from medfl.report.views import columns
 
     metrics = found["metrics"]
     shown = columns(found["primary"], metrics["global"])[:4]
     table = Table(title=f"{found['study']}: {metrics['split']} images", title_justify="left")
-    table.add_column("site", overflow="fold", min_width=12)
+    table.add_column("site", overflow="fold", min_width=18)
     for name in ("n", *map(label, shown)):
         table.add_column(name, justify="right")
     for site, own in {**metrics["sites"], **metrics["unseen"]}.items():
@@ -119,7 +119,9 @@ def _print_sites(found: Mapping[str, Any]) -> None:
     table.add_section()
     over = metrics["over"]
     total = sum(found["cases"][site] for site in over)
-    table.add_row(f"all {len(over)} together", f"{total}", *(_value(metrics["global"].get(name)) for name in shown))
+    table.add_row(
+        f"{count(len(over), 'site')} together", f"{total}", *(_value(metrics["global"].get(name)) for name in shown)
+    )
     result().print(table)
 
 

@@ -69,6 +69,7 @@ def context(run: RunRecord, pictures: bool) -> dict[str, Any]:
         "fixed": fixed,
         "channel": run.study["update"]["channel"]["kind"],
         "site_bytes": _site_bytes(run.rounds),
+        "site_seconds": _site_seconds(run.rounds),
         "model": model_file(run.folder),
         "plots": {**_drawn(run, drawings, changing), "participation": _maps(run, asked, drawings)},
         "pictures": _pictures(run, pictures),
@@ -166,6 +167,15 @@ def _site_bytes(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]
             for way in own:
                 own[way] += int(sent[way])
     return dict(sorted(total.items()))
+
+
+def _site_seconds(rounds: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, float]]:
+    """Rounds and seconds of local training by site, as the sites measured them."""
+    spent: dict[str, list[float]] = {}
+    for record in rounds:
+        for site, phases in (record.get("site_seconds") or {}).items():
+            spent.setdefault(site, []).append(float(phases.get("train", 0.0)))
+    return {site: (len(each), sum(each)) for site, each in sorted(spent.items())}
 
 
 def model_file(folder: Path) -> dict[str, Any] | None:

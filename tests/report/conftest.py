@@ -35,7 +35,7 @@ METRICS = {
 }
 
 
-def make_study(task: str = "classification", **changes: Any) -> Study:
+def make_study(task: str = "classification", /, **changes: Any) -> Study:
     raw = {
         "name": f"{task}-study",
         "description": "A study for tests",
@@ -68,12 +68,12 @@ def metrics_of(task: str, value: float, n: int) -> list[Metric]:
 
 
 def evaluation(task: str, sites: list[str], unseen: list[str], quality: float, split: str = "val") -> dict[str, Any]:
-    own = {site: quality - 0.03 * (place % 7) for place, site in enumerate(sites)}
+    own = {site: metrics_of(task, quality - 0.03 * (place % 7), 20 + place) for place, site in enumerate(sites)}
     return {
         "split": split,
         "over": sites,
         "global": records.metrics_json(metrics_of(task, quality - 0.05, 40 * len(sites))),
-        "sites": {site: records.metrics_json(metrics_of(task, value, 20 + place)) for place, (site, value) in enumerate(own.items())},
+        "sites": {site: records.metrics_json(metrics) for site, metrics in own.items()},
         "unseen": {site: records.metrics_json(metrics_of(task, quality - 0.2, 35)) for site in unseen},
     }  # fmt: skip
 
@@ -82,7 +82,9 @@ def outcome_of(number: int, sites: list[str], rng: np.random.Generator) -> Round
     """A round in which some sites are refused, fail, are weighed down, keep their update back or are not asked."""
     cohort = tuple(site for place, site in enumerate(sites) if len(sites) < 4 or (place + number) % 5)
     values = {"local.epochs": 4.0 if number < 5 else 2.0, "local.learning_rate": 0.001}
-    outcome = RoundOutcome(RoundPlan(number, cohort, values), loss_start=1 / number + 0.1, loss=0.9 / number + 0.1, moved=True)
+    outcome = RoundOutcome(
+        RoundPlan(number, cohort, values), loss_start=1 / number + 0.1, loss=0.9 / number + 0.1, moved=True
+    )
     for place, site in enumerate(cohort):
         loss = 0.9 / number + 0.1 + 0.05 * float(rng.random())
         mine = Contribution(80 + place, 40, 4 if number < 5 else 2, loss + 0.1, loss, 1.0 + float(rng.random()), ADMIT)
@@ -138,7 +140,8 @@ def make_run(tmp_path: Path) -> RunMaker:
                        "evaluation_down_bytes": 83_000 * len(names)}  # fmt: skip
             seconds = {"plan": 0.001, "down": 0.002, "local": 3 + float(rng.random()), "review": 0.2, "step": 0.05,
                        "evaluate": 0.6, "commit": 0.02}  # fmt: skip
-            record = records.round_record(outcome, metrics, traffic, seconds)
+            spent = {site: {"train": 2.0, "total": 2.5} for site in outcome.sites}
+            record = records.round_record(outcome, metrics, traffic, seconds, spent)
             journal.commit(record, {"round": number}, {}, record["verdicts"])
             append_line(run / "rounds.jsonl", record)
             done.append(record)
@@ -147,8 +150,8 @@ def make_run(tmp_path: Path) -> RunMaker:
             infos += [SiteInfo(site, {"val": 30, "test": 35}) for site in unseen]
             infos[0] = SiteInfo(infos[0].name, infos[0].cases, skipped or {})
             save_model(run / "model", layout, np.zeros(layout.size, np.float32), study)
-            empty = {"split": "val", "over": [], "global": records.metrics_json(build_task(study).metrics(build_task(study).empty())),
-                     "sites": {}, "unseen": {}}  # fmt: skip
+            nothing = records.metrics_json(build_task(study).metrics(build_task(study).empty()))
+            empty = {"split": "val", "over": [], "global": nothing, "sites": {}, "unseen": {}}
             summary = {
                 "study": study.name, "task": task, "seed": 0, "baseline": None, "rounds_completed": rounds,
                 "stopped_by": stopped_by, "primary": build_task(study).primary, "parameters": layout.size,
@@ -164,3 +167,31 @@ def make_run(tmp_path: Path) -> RunMaker:
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of real training on synthetic images: three small sites, one of them unseen."""
+    from medfl.coordinator.observer import Observer
+    from medfl.coordinator.runner import simulate
+    from medfl.data.synthetic.write import SyntheticSpec, write_federation
+    from medfl.study.model import SiteShift
+
+    root = tmp_path_factory.mktemp("trained")
+    spec = SyntheticSpec(generator="chest", task="classification", size=(32, 32), cases=24, prevalence=0.5)
+    shifts = {"north": SiteShift(), "south": SiteShift(noise=0.05), "west": SiteShift(blur=1.0)}
+    write_federation(root / "data", spec, shifts, 3)
+    study = make_study(
+        "classification",
+        task={
+            "kind": "classification",
+            "classes": ["normal", "pneumonia"],
+            "network": {"layers": [1], "width": 4, "stem": "small"},
+        },
+        data={"source": {"kind": "datalist", "path": str(root / "data" / "datalist.json")},
+              "preprocess": {"size": [32, 32]}, "split": [2, 1, 1], "augment": {"factor": 3}},
+        evaluation={"unseen": ["west"]},
+        stop={"rounds": 2},
+    )  # fmt: skip
+    simulate(RunInputs(study=study, cache=root / "cache"), root / "run", Observer(), workers=1)
+    return root / "run"
