@@ -8,8 +8,7 @@ can be checked without them.
 
 from collections.abc import Mapping
 from functools import cached_property
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
@@ -69,12 +68,19 @@ class PluginPoint:
         return found
 
     def load(self, kind: str) -> type[Plugin[Any]]:
-        """The class of a kind; StudyError names the known kinds when there is none."""
+        """The class of a kind; StudyError names the known kinds when there is none, and says why one cannot load."""
         if kind not in self.targets:
             known = ", ".join(sorted(self.targets))
             raise StudyError.at(self.name, f"there is no {self.name} {kind!r}", f"use one of: {known}")
-        module, _, name = self.targets[kind].partition(":")
-        plugin: type[Plugin[Any]] = getattr(import_module(module), name)
+        point = EntryPoint(kind, self.targets[kind], self.group)
+        try:
+            plugin: type[Plugin[Any]] = point.load()
+        except (ImportError, AttributeError) as error:
+            raise StudyError.at(
+                f"{self.name} {kind!r}",
+                f"cannot be loaded from {point.value}: {error}",
+                "install what it needs, or remove the package that provides it",
+            ) from error
         return plugin
 
     def default(self, kind: str) -> PluginConfig:
@@ -86,11 +92,24 @@ class PluginPoint:
         return self.load(config.kind)(config)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices: dict[Any, CoreSchema] = {
-            kind: handler.generate_schema(self.load(kind).Config) for kind in self.targets
-        }
+        choices: dict[Any, CoreSchema] = {kind: handler.generate_schema(self._config(kind)) for kind in self.targets}
         union = core_schema.tagged_union_schema(choices, discriminator="kind")
         return core_schema.no_info_before_validator_function(_expand, union)
+
+    def _config(self, kind: str) -> type[PluginConfig]:
+        """The configuration class of a kind; StudyError when a third party's plug-in does not keep the contract."""
+        config: Any = getattr(self.load(kind), "Config", None)
+        if (
+            isinstance(config, type)
+            and issubclass(config, PluginConfig)
+            and config.model_fields["kind"].default == kind
+        ):
+            return config
+        raise StudyError.at(
+            f"{self.name} {kind!r}",
+            f"{self.targets[kind]} has no Config (a PluginConfig) whose `kind` is {kind!r} by default",
+            "mend the package that provides it, or remove it",
+        )
 
 
 def _expand(value: Any) -> Any:
