@@ -1,16 +1,18 @@
 """Reading study and site files: YAML and `--set` in, a validated model out, or every fault at once."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from medfl.errors import Fault, Faults, StudyError
+from medfl.plugins import PluginPoint
 from medfl.study.model import Site, Study
 from medfl.study.rules import conflicts
+from medfl.study.yaml_text import parse
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -21,8 +23,10 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     faults = Faults()
     for override in overrides:
         _override(raw, override, faults)
-    faults.raise_if_any(StudyError)
-    study = _anchored(_validate(Study, raw, path.name), path.parent)
+    try:
+        study = _anchored(_validate(Study, raw, path.name), path.parent)
+    except StudyError as error:
+        raise StudyError(*faults, *error.faults) from error
     faults.extend(conflicts(study))
     faults.raise_if_any(StudyError)
     return study
@@ -42,11 +46,11 @@ def study_from_json(value: Mapping[str, Any]) -> Study:
 
 
 def load_sites(folder: Path) -> list[Site]:
-    """All `*.yaml` of a folder by name; StudyError names every file that is wrong, and names used twice."""
+    """All `*.yaml` and `*.yml` of a folder by name; StudyError names every file that is wrong, and names used twice."""
     if not folder.is_dir():
         raise StudyError.at(folder, "is not a folder of site files", "give --sites a folder with one YAML a hospital")
     faults, sites = Faults(), []
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
             sites.append(load_site_file(path))
         except StudyError as error:
@@ -70,11 +74,11 @@ def load_site_file(path: Path) -> Site:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         near = ", ".join(sorted(str(other) for other in path.parent.glob("*.yaml"))[:5])
         raise StudyError.at(path, "does not exist", f"there is {near}" if near else "check the path") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise StudyError.at(path, f"cannot be read as YAML: {error}", "mend the file") from error
     if not isinstance(raw, dict):
         raise StudyError.at(path, "is not a mapping of keys", "start from one of the files in configs/")
@@ -91,27 +95,19 @@ def _override(raw: dict[str, Any], text: str, faults: Faults) -> None:
         target: Any = raw
         for parent in parents:
             target = _step_into(target, parent)
-        _assign(target, last, yaml.safe_load(value))
-    except (LookupError, TypeError, ValueError, yaml.YAMLError) as error:
+        target[int(last) if isinstance(target, list) else last] = parse(value)
+    except (LookupError, ValueError) as error:
         faults.add(f"--set {text}", f"cannot be applied: {error}", "name a key of the study, list items by number")
 
 
-def _step_into(target: Any, key: str) -> Any:
-    if isinstance(target, list):
-        return target[int(key)]
-    if isinstance(target.get(key), str | int | float):
+def _step_into(target: dict[str, Any] | list[Any], part: str) -> dict[str, Any] | list[Any]:
+    """The mapping or list at `part` of the target, made where there is none yet."""
+    key: Any = int(part) if isinstance(target, list) else part
+    found = target[key] if isinstance(target, list) else target.get(key)
+    if not isinstance(found, dict | list):
         # the short form `rule: fedprox` (or a plain number) opens up when one of its settings is named
-        target[key] = {"kind": target[key]} if isinstance(target[key], str) else {}
-    if target.get(key) is None:
-        target[key] = {}
-    return target[key]
-
-
-def _assign(target: Any, key: str, value: Any) -> None:
-    if isinstance(target, list):
-        target[int(key)] = value
-    else:
-        target[key] = value
+        target[key] = found = {"kind": found} if isinstance(found, str) else {}
+    return found
 
 
 def _validate(model: type[M], raw: Mapping[str, Any], where: str) -> M:
@@ -122,18 +118,21 @@ def _validate(model: type[M], raw: Mapping[str, Any], where: str) -> M:
 
 
 def _fault(model: type[BaseModel], item: dict[str, Any], where: str) -> Fault:
-    key = ".".join(str(part) for part in item["loc"])
-    place = f"{where}: {key}" if key else where
+    path, _ = _walk(model, item["loc"])
+    place = f"{where}: {'.'.join(path)}" if path else where
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        return Fault(place, "is not a known key", _near(model, item["loc"]))
+        _, models = _walk(model, item["loc"][:-1])
+        known = {name for found in models for name in found.model_fields}
+        return Fault(place, "is not a known key", _near(str(item["loc"][-1]), known, "known keys") or "remove it")
     if kind == "missing":
         return Fault(place, "is missing", "add it")
     if kind == "union_tag_invalid":
-        return Fault(place, f"{context['tag']!r} is not known here", f"use one of {context['expected_tags']}")
+        tags = {tag.strip(" '") for tag in context["expected_tags"].split(",")}
+        return Fault(place, f"{context['tag']!r} is not known here", _near(str(context["tag"]), tags, "use one of"))
     if kind == "union_tag_not_found":
         return Fault(place, "does not say its kind", "give a name, or a mapping with `kind`")
-    what = item["msg"].removeprefix("Value error, ")
+    what = item["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     return Fault(place, f"{what[:1].lower()}{what[1:]}, found {_short(item['input'])}", "")
 
 
@@ -142,35 +141,42 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _near(model: type[BaseModel], location: Sequence[str | int]) -> str:
-    known = _fields_at(model, location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+def _near(wrong: str, known: Collection[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(wrong, known, n=1)
     if close:
         return f"did you mean {close[0]}?"
-    return f"known keys: {', '.join(sorted(known))}" if known else "remove it"
+    return f"{otherwise}: {', '.join(sorted(known))}" if known else ""
 
 
-def _fields_at(annotation: Any, location: Sequence[str | int]) -> list[str]:
-    """Field names of the model that a fault's location leads to; tags of unions and list positions are stepped over."""
-    models = _models(annotation)
+def _walk(model: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], list[type[BaseModel]]]:
+    """A fault's location as its reader would write it, and the models it leads to.
+
+    pydantic's locations also name the chosen member of each union, which is in nobody's file.
+    """
+    models, path = [model], list[str]()
     for part in location:
-        inner = [
-            found for model in models if part in model.model_fields for found in _models(model.model_fields[str(part)])
-        ]
-        tagged = [model for model in models if _kind(model) == part]
-        models = inner or tagged or models
-    return [name for model in models for name in model.model_fields]
+        fields = [found.model_fields[str(part)] for found in models if part in found.model_fields]
+        tagged = [found for found in models if _kind(found) == part]
+        if fields:
+            models = [found for field in fields for found in _models(field)]
+        elif tagged:
+            models = tagged
+            continue
+        if "[" not in str(part):
+            path.append(str(part))
+    return path, models
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models among which a field's value may be."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    metadata = getattr(annotation, "metadata", ())
-    for point in metadata:
-        if hasattr(point, "targets"):
+    parts = get_args(annotation)
+    if isinstance(annotation, FieldInfo):
+        parts = (annotation.annotation, *annotation.metadata)
+    for point in parts:
+        if isinstance(point, PluginPoint):
             return [point.load(kind).Config for kind in point.targets]
-    inner = getattr(annotation, "annotation", None)
-    parts = [inner] if inner is not None else list(get_args(annotation))
     return [model for part in parts for model in _models(part)]
 
 

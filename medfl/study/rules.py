@@ -4,7 +4,7 @@ Each part declares traits ("channel:reveals-sum"); a rule names the traits that 
 names the nearest combination that works.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from medfl.errors import Fault
@@ -40,6 +40,18 @@ RULES = (
         frozenset({"rules:client-momentum", "server:server-momentum"}),
         "momentum kept at the sites and at the coordinator multiply and blow up",
         "keep one of them: server: sgd",
+    ),
+    Rule(
+        "rule-twice",
+        frozenset({"rules:same-kind-twice"}),
+        "local.rules names a rule twice, and its hyper-parameters have one name",
+        "keep one of them",
+    ),
+    Rule(
+        "regulator-twice",
+        frozenset({"regulator:same-kind-twice"}),
+        "federation.regulator names a rule twice, and its state has one name",
+        "keep the stricter of them",
     ),
     Rule(
         "one-loss",
@@ -115,6 +127,10 @@ def traits(study: Study) -> frozenset[str]:
 
 
 def _of_the_whole(study: Study) -> Iterator[str]:
+    if _twice(study.local.rules):
+        yield "rules:same-kind-twice"
+    if _twice(study.federation.regulator):
+        yield "regulator:same-kind-twice"
     if sum("own-loss" in rule.traits() for rule in study.local.rules) > 1:
         yield "rules:own-loss-twice"
     if getattr(study.task, "teacher", None) is None:
@@ -129,3 +145,7 @@ def _of_the_whole(study: Study) -> Iterator[str]:
     source = study.data.source
     if source.kind == "synthetic" and source.task != study.task.kind:
         yield "data:other-task"
+
+
+def _twice(configs: Sequence[PluginConfig]) -> bool:
+    return len({config.kind for config in configs}) < len(configs)

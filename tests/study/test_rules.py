@@ -1,0 +1,172 @@
+"""Which parts may be combined: each rule's refused combination, and that its nearest neighbour works."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfl.errors import StudyError
+from medfl.plugins import PluginConfig
+from medfl.study.build import build_federation, build_values
+from medfl.study.load import load_study, study_from_json
+from medfl.study.model import Study
+from medfl.study.rules import RULES, conflicts, traits
+
+CLASSIFICATION: dict[str, Any] = {
+    "name": "test",
+    "task": {"kind": "classification", "classes": ["a", "b"]},
+    "data": {
+        "source": {"kind": "synthetic", "generator": "chest", "task": "classification", "size": [32, 32]},
+        "preprocess": {"size": [32, 32]},
+    },
+}
+SEGMENTATION: dict[str, Any] = {
+    "name": "test",
+    "task": {"kind": "segmentation", "classes": ["background", "liver"], "network": {"width": 4, "depth": 2}},
+    "data": {
+        "source": {"kind": "synthetic", "generator": "ct", "task": "segmentation", "size": [32, 32], "organs": "liver"},
+        "preprocess": {"size": [32, 32]},
+    },
+}
+
+
+class Marked(PluginConfig):
+    """A third party's part with traits of its choice."""
+
+    words: frozenset[str] = frozenset()
+
+    def traits(self) -> frozenset[str]:
+        return self.words
+
+
+def marked(*words: str, kind: str = "third") -> Marked:
+    return Marked(kind=kind, words=frozenset(words))
+
+
+def study(base: dict[str, Any] = CLASSIFICATION, **sections: Any) -> Study:
+    return study_from_json({**base, **sections})
+
+
+def with_parts(section: str, made: Study | None = None, **parts: Any) -> Study:
+    """The study with parts that no validation has seen, as a third party's would be."""
+    made = study() if made is None else made
+    inner = getattr(made, section).model_copy(update=parts)
+    return made.model_copy(update={section: inner})
+
+
+def broken(made: Study) -> set[str]:
+    names = set()
+    for fault in conflicts(made):
+        assert fault.what and fault.remedy and "test" in fault.where
+        names.add(fault.where.split("(rule ")[1].rstrip(")"))
+    return names
+
+
+def sum_only(**federation: Any) -> Study:
+    hidden = with_parts("update", channel=marked("reveals-sum"))
+    return with_parts("federation", hidden, **federation) if federation else hidden
+
+
+TEACHER = SEGMENTATION | {"task": SEGMENTATION["task"] | {"teacher": {"width": 16, "depth": 3}}}
+DISTILLED = {"rules": ["distillation"]}
+JUDGED = {"regulator": ["finite", "validation"]}
+
+REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] = {
+    "C1": (
+        lambda: with_parts("update", channel=marked("reveals-sum"), codec_up=marked("support-own")),
+        lambda: with_parts("update", channel=marked("reveals-sum"), codec_up=marked("support-shared")),
+    ),
+    "C15": (
+        lambda: sum_only(regulator=(marked("needs-each-update"),)),
+        lambda: sum_only(regulator=(marked(),)),
+    ),
+    "C12": (
+        lambda: with_parts("local", study(federation={"server": "momentum"}), rules=(marked("client-momentum"),)),
+        lambda: with_parts("local", study(federation={"server": "sgd"}), rules=(marked("client-momentum"),)),
+    ),
+    "rule-twice": (
+        lambda: study(local={"rules": ["fedprox", {"kind": "fedprox", "mu": 1}]}),
+        lambda: study(local={"rules": ["fedprox", "sgd"]}),
+    ),
+    "regulator-twice": (
+        lambda: study(federation={"regulator": [{"kind": "norm_limit", "limit": n} for n in (1, 2)]}),
+        lambda: study(federation={"regulator": ["finite", {"kind": "norm_limit", "limit": 1}]}),
+    ),
+    "one-loss": (
+        lambda: with_parts("local", rules=(marked("own-loss", kind="x"), marked("own-loss", kind="y"))),
+        lambda: with_parts("local", rules=(marked("own-loss", kind="x"), marked(kind="y"))),
+    ),
+    "teacher": (
+        lambda: study(SEGMENTATION, local=DISTILLED),
+        lambda: study(TEACHER, local=DISTILLED),
+    ),
+    "public-data": (
+        lambda: study(federation=JUDGED),
+        lambda: study(federation=JUDGED, evaluation={"unseen": ["e"], "public": "e"}),
+    ),
+    "public-trains": (
+        lambda: study(evaluation={"public": "e"}),
+        lambda: study(evaluation={"unseen": ["e"], "public": "e"}),
+    ),
+    "dimensions": (
+        lambda: study(CLASSIFICATION | {"data": CLASSIFICATION["data"] | {"preprocess": {"size": [32, 32, 32]}}}),
+        lambda: study(CLASSIFICATION | {"data": CLASSIFICATION["data"] | {"preprocess": {"spacing": [1, 1]}}}),
+    ),
+    "synthetic-task": (
+        lambda: study(CLASSIFICATION | {"data": SEGMENTATION["data"]}),
+        lambda: study(SEGMENTATION),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in RULES])
+def test_each_rule_refuses_its_combination_and_not_the_nearest_that_works(name: str) -> None:
+    if name not in REFUSED_AND_ALLOWED:
+        pytest.fail(f"rule {name} has no refused and no allowed combination in this test")
+    refused, allowed = REFUSED_AND_ALLOWED[name]
+    assert broken(refused()) == {name}
+    assert broken(allowed()) == set()
+
+
+def test_the_base_studies_are_without_conflict() -> None:
+    for base in (CLASSIFICATION, SEGMENTATION):
+        assert broken(study(base)) == set()
+
+
+def test_all_conflicts_come_at_once(tmp_path: Path) -> None:
+    import yaml
+
+    wrong = CLASSIFICATION | {
+        "local": DISTILLED,
+        "federation": JUDGED,
+        "data": SEGMENTATION["data"] | {"preprocess": {"size": [8, 8, 8]}},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(wrong))
+    with pytest.raises(StudyError) as caught:
+        load_study(path)
+    assert len(caught.value.faults) == 4
+    text = str(caught.value)
+    assert all(name in text for name in ("teacher", "public-data", "dimensions", "synthetic-task"))
+
+
+def test_parts_say_what_they_are() -> None:
+    found = traits(study(update={"codec_up": "fp16"}, federation={"server": "adam"}))
+    assert {"codec_up=fp16", "codec_up:support-dense", "codec_down=fp32", "server:server-momentum"} <= found
+    assert {"channel:reveals-each", "aggregator:linear", "rules=sgd", "task=classification"} <= found
+
+
+def test_hyper_parameters_are_found_by_name() -> None:
+    made = study(local={"epochs": {"kind": "adacomm", "start": 4}, "rules": [{"kind": "fedprox", "mu": 0.2}, "sgd"]})
+    values = build_values(made)
+    assert set(values) == {"local.epochs", "local.learning_rate", "fedprox.mu"}
+    assert values["local.epochs"].value() == 4 and values["fedprox.mu"].value() == 0.2
+    assert set(build_federation(made).values) == set(values)
+
+
+def test_each_run_gets_its_own_moving_parts() -> None:
+    made = study(local={"epochs": {"kind": "adacomm"}})
+    first, second = build_federation(made), build_federation(made)
+    assert first.values["local.epochs"] is not second.values["local.epochs"]
+    assert not set(map(id, first.regulator)) & set(map(id, second.regulator))
