@@ -132,7 +132,7 @@ def test_cosine_warms_up_and_decays() -> None:
     values = [moving.value(), *run(moving, [1.0] * 14)]
     assert values[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert values[8] == pytest.approx(0.6) and values[12] == pytest.approx(0.2) and values[14] == values[12]
-    assert all(later <= earlier for earlier, later in itertools.pairwise(values))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(values[4:]))
 
 
 def test_cosine_without_warm_up_begins_at_its_start() -> None:
