@@ -19,6 +19,9 @@ from medfl.report.saved import SavedModel, load_saved
 from medfl.study.sources import RunInputs, assign_cases, load_site_data
 from medfl.tasks.base import Prediction
 
+DRAWN_SCORE = 0.3
+"""Boxes with a lower score are not drawn: a detector keeps many, for its metrics, that only hide the image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -100,10 +103,22 @@ def _picture(model: SavedModel, chosen: _Chosen) -> Picture:
     prediction = model.task.predict(model.network, sample, info, model.device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "overlay.png"
-        model.task.overlay(sample["image"], prediction, sample, path)
+        drawn, left_out = for_picture(prediction)
+        model.task.overlay(sample["image"], drawn, sample, path)
         png = path.read_bytes()
     said = "; ".join(in_words(prediction, model.study.task.classes))
-    return Picture(png, f"{chosen.site}: {info.key}", f"Prediction for an image of {chosen.site}: {said}")
+    note = f" ({left_out} boxes with scores below {DRAWN_SCORE} not drawn)" if left_out else ""
+    return Picture(png, f"{chosen.site}: {info.key}{note}", f"Prediction for an image of {chosen.site}: {said}")
+
+
+def for_picture(prediction: Prediction) -> tuple[Prediction, int]:
+    """What is drawn of a prediction, and how many boxes are left out because of their score."""
+    data = prediction.data
+    if "boxes" not in data:
+        return prediction, 0
+    kept = [number for number, score in enumerate(data["scores"]) if score >= DRAWN_SCORE]
+    drawn = {name: [data[name][number] for number in kept] for name in ("boxes", "labels", "scores")}
+    return Prediction({**data, **drawn}, prediction.mask), len(data["scores"]) - len(kept)
 
 
 def in_words(prediction: Prediction, classes: Sequence[str]) -> Iterator[str]:

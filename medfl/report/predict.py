@@ -14,6 +14,7 @@ from medfl.data.preprocess import preprocess_image, restore_boxes, restore_mask
 from medfl.data.readers import read_path
 from medfl.errors import DataError, Fault, Faults, InputError
 from medfl.report.grid import FileGrid, file_grid
+from medfl.report.pictures import for_picture
 from medfl.report.saved import SavedModel
 from medfl.tasks.base import Prediction
 
@@ -33,9 +34,9 @@ class Predicted:
 def predict_files(model: SavedModel, images: Sequence[Path], out: Path) -> Iterator[Predicted]:
     """Predict each image (a file, or the folder of a DICOM series) and write what was found below `out`.
 
-    `<name>.json`, `<name>_overlay.png` and, for segmentation, `<name>_mask.nii.gz` (`_mask.png` for 2D images that are
-    not NIfTI). An image that cannot be used is told of in its `faults` and does not stop the rest. InputError when two
-    images would be written to the same files.
+    `<name>.json`, `<name>_overlay.png` (without boxes of low scores; the JSON has them all) and, for segmentation,
+    `<name>_mask.nii.gz` (`_mask.png` for 2D images that are not NIfTI). An image that cannot be used is told of in its
+    `faults` and does not stop the rest. InputError when two images would be written to the same files.
     """
     names = _names(images)
     try:
@@ -85,7 +86,7 @@ def _predict_file(model: SavedModel, path: Path, out: Path, name: str) -> Predic
         grid.save_mask(prediction.mask, files[-1])
         result["mask"] = files[-1].name
     files.append(out / f"{name}_overlay.png")
-    model.task.overlay(_shown(image, model), prediction, None, files[-1])
+    model.task.overlay(_shown(image, model), for_picture(prediction)[0], None, files[-1])
     result["overlay"] = files[-1].name
     write_text(files[0], json.dumps(result, indent=2, allow_nan=False) + "\n")
     return Predicted(path, result, files)

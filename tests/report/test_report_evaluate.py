@@ -9,8 +9,9 @@ from medfl.coordinator.runner import inputs_of
 from medfl.errors import InputError
 from medfl.report.evaluate import evaluate_model
 from medfl.report.page import write_report
-from medfl.report.pictures import choose, sample_predictions
+from medfl.report.pictures import choose, for_picture, sample_predictions
 from medfl.report.saved import load_saved
+from medfl.tasks.base import Prediction
 
 
 def summary_of(run: Path):
@@ -108,6 +109,14 @@ def test_foreground_first_and_classes_in_turn():
     samples = {"a": Labelled(0, 0, 0, 1), "b": Labelled(0, 1)}
     shown = [(one.site, one.index) for one in choose(samples, "classification", 4)]
     assert shown == [("a", 3), ("b", 0), ("a", 0), ("b", 1)]
+
+
+def test_boxes_of_low_scores_are_not_drawn_but_counted():
+    data = {"boxes": [[0, 0, 2, 2], [1, 1, 3, 3], [4, 4, 5, 5]], "labels": ["a", "b", "a"], "scores": [0.9, 0.1, 0.3]}
+    drawn, left_out = for_picture(Prediction(data))
+    assert drawn.data == {"boxes": [[0, 0, 2, 2], [4, 4, 5, 5]], "labels": ["a", "a"], "scores": [0.9, 0.3]}
+    assert left_out == 1 and len(data["boxes"]) == 3
+    assert for_picture(Prediction({"voxels": {"x": 1}}))[1] == 0
 
 
 def test_report_shows_pictures_and_does_without_them(trained, tmp_path):
