@@ -65,11 +65,13 @@ class Classification(Task):
         or a label is unknown."""
         import torch
 
+        from medfl.tasks.images import network_input
+
         label = np.asarray(batch["label"], dtype=np.int64)
         self._check_labels(label)
         weight = batch.get("weight")
         return Batch(
-            torch.from_numpy(_stacked(batch["image"])).to(device),
+            network_input(_stacked(batch["image"]), device),
             torch.from_numpy(label).to(device),
             None if weight is None else torch.from_numpy(np.asarray(weight, dtype=np.float32)).to(device),
         )
@@ -122,12 +124,11 @@ class Classification(Task):
 
     def predict(self, network: "nn.Module", sample: Sample, info: SampleInfo, device: "torch.device") -> Prediction:
         """{"probabilities": {class: p}}."""
-        import torch
-
+        from medfl.tasks.images import network_input
         from medfl.tasks.networks.inference import evaluating
 
         with evaluating(network):
-            logits = network(torch.from_numpy(_stacked([sample["image"]])).to(device))
+            logits = network(network_input(_stacked([sample["image"]]), device))
         probabilities = logits.double().softmax(dim=1)[0].tolist()
         return Prediction({"probabilities": dict(zip(self.config.classes, probabilities, strict=True))})
 

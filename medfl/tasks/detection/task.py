@@ -46,10 +46,14 @@ class Detection(Task):
 
     def to_device(self, batch: Mapping[str, Any], device: "torch.device") -> DetectionBatch:
         """Tensors of a batch. Boxes without area are dropped and counted; DataError for labels that name no class."""
+        from medfl.tasks.images import network_input
+
         images = batch["image"]
         targets, dropped = self._targets(batch["box"], batch["label"], device)
         stacked = isinstance(images, np.ndarray)
-        tensors = _tensor(images, device) if stacked else [_tensor(image, device) for image in images]
+        tensors = (
+            network_input(images, device) if stacked else [network_input(image[None], device)[0] for image in images]
+        )
         return DetectionBatch(tensors, targets, dropped)
 
     def _targets(
@@ -110,10 +114,11 @@ class Detection(Task):
     def predict(self, network: "nn.Module", sample: Sample, info: SampleInfo, device: "torch.device") -> Prediction:
         """Boxes [start.., stop..] with the names of their classes as "labels", highest score first."""
         from medfl.tasks.detection.detector import Detector
+        from medfl.tasks.images import network_input
 
         detector = Detector(network, self.config)
         with _inference(network):
-            images = _tensor(sample["image"][None], device)
+            images = network_input(sample["image"][None], device)
             found = _arrays(detector.boxes(detector.outputs(images, windows=True))[0])
         labels = [self.config.classes[label] for label in found["label"]]
         return Prediction({"boxes": found["box"].tolist(), "labels": labels, "scores": found["label_scores"].tolist()})
@@ -136,13 +141,6 @@ def _inference(network: "nn.Module") -> Iterator[None]:
             yield
     finally:
         network.train(training)
-
-
-def _tensor(array: Array, device: "torch.device") -> "Tensor":
-    """A float32 tensor; copies, since the array may be a read-only memory map."""
-    import torch
-
-    return torch.from_numpy(np.array(array, dtype=np.float32)).to(device)
 
 
 def _arrays(found: "Mapping[str, Tensor]") -> dict[str, npt.NDArray[Any]]:

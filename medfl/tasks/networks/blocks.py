@@ -35,15 +35,6 @@ def groups_of(channels: int) -> int:
     return groups
 
 
-def standardise(images: Tensor) -> Tensor:
-    """Preprocessed values 0..1 to about mean 0 and variance 1.
-
-    Networks begin with this: with inputs in 0..1 the first convolution sees mostly the mean, and training takes
-    several times as many steps. The map is fixed, so that an image and a window of it look alike.
-    """
-    return (images - 0.5) * 4.0
-
-
 def norm(spatial_dims: int, channels: int, name: NormName = "group") -> nn.Module:
     """A normalisation over `channels` with learned scale and shift and without running statistics."""
     if name == "instance":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medfl.tasks.networks.blocks import ConvUnit, SqueezeExcitation, conv, initialise, norm, standardise
+from medfl.tasks.networks.blocks import ConvUnit, SqueezeExcitation, conv, initialise, norm
 from medfl.tasks.networks.config import Stem
 
 _AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -94,7 +94,7 @@ class SEResNet(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """One map a stage, fine to coarse: [B, C, *space] -> [B, feature_channels[i], *ceil(space / stride_i)]."""
-        x = self.stem(standardise(x))
+        x = self.stem(x)
         maps = []
         for stage in self.stages:
             x = stage(x)

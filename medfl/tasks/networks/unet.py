@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medfl.tasks.networks.blocks import ConvUnit, initialise, standardise
+from medfl.tasks.networks.blocks import ConvUnit, initialise
 from medfl.tasks.networks.config import NormName
 
 _CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -54,7 +54,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         space = x.shape[2:]
-        x = F.pad(standardise(x), [p for size in reversed(space) for p in (0, -size % self.multiple)])
+        x = F.pad(x, [p for size in reversed(space) for p in (0, -size % self.multiple)])
         skips: list[Tensor] = []
         for number, level in enumerate(self.down):
             x = level(self.pool(x) if number else x)

@@ -62,6 +62,8 @@ class Segmentation(Task):
         mean of the image and background, as the network pads. DataError for a mask value that names no class."""
         import torch
 
+        from medfl.tasks.images import network_input
+
         label = _padded(batch["label"], np.int64)
         known = len(self.config.classes)
         if label.size and not 0 <= label.min() <= label.max() < known:
@@ -69,7 +71,7 @@ class Segmentation(Task):
                 "mask", f"values from {label.min()} to {label.max()}", f"the {known} classes are 0 to {known - 1}"
             )
         image = _padded(batch["image"], np.float32, mean=True)
-        return Batch(torch.from_numpy(image).to(device), torch.from_numpy(label).to(device))
+        return Batch(network_input(image, device), torch.from_numpy(label).to(device))
 
     def loss(self, network: "nn.Module", batch: Batch) -> "Tensor":
         return self.supervised(self.logits(network, batch), batch)
@@ -131,11 +133,10 @@ class Segmentation(Task):
 
     def predict(self, network: "nn.Module", sample: Sample, info: SampleInfo, device: "torch.device") -> Prediction:
         """The mask in the voxels of `sample["image"]`, and {"voxels": {class: count}}."""
-        import torch
-
+        from medfl.tasks.images import network_input
         from medfl.tasks.networks.inference import evaluating
 
-        image = torch.from_numpy(np.ascontiguousarray(sample["image"], dtype=np.float32))[None].to(device)
+        image = network_input(sample["image"][None], device)
         with evaluating(network):
             mask = _mask(self._infer(network, image))
         counts = np.bincount(mask.ravel(), minlength=len(self.config.classes)).tolist()

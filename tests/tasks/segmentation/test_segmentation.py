@@ -58,6 +58,12 @@ class Oracle(nn.Module):
         return 20.0 * nn.functional.one_hot(x[:, 0].round().long(), 3).movedim(-1, 1).float()
 
 
+@pytest.fixture
+def raw_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Oracle reads class numbers, so it must see the image as it is."""
+    monkeypatch.setattr("medfl.tasks.images.network_input", lambda images, device: torch.from_numpy(images).to(device))
+
+
 def cuboid(shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], number: int = 1) -> Mask:
     mask = np.zeros(shape, dtype=np.uint8)
     mask[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))] = number
@@ -87,6 +93,7 @@ def compare(predicted: Mask, truth: Mask, spacing: Sequence[float]) -> dict[tupl
     return named(metrics.metrics(metrics.of_image(predicted, truth, 0.5, 3, True, spacing), CLASSES))
 
 
+@pytest.mark.usefixtures("raw_values")
 def test_a_perfect_prediction() -> None:
     truth = cuboid((12, 12), (2, 2), (6, 6)) + cuboid((12, 12), (4, 4), (2, 2))
     found = named(task().metrics(task().evaluate(Oracle(), Volumes([truth, truth]), CPU)))
@@ -128,6 +135,7 @@ def test_both_empty_does_not_count_and_one_empty_is_a_miss() -> None:
         assert missed["dice", ""].value == 0.0 and missed["dice", ""].n == 1
 
 
+@pytest.mark.usefixtures("raw_values")
 def test_sums_over_sites_are_exact_where_a_mean_of_sites_is_not() -> None:
     oracle, segmentation = Oracle(), task()
     full, half = cuboid((8, 8), (0, 0), (8, 8)), cuboid((8, 8), (0, 0), (8, 4))
@@ -215,6 +223,7 @@ def test_the_loss_is_cross_entropy_plus_soft_dice_of_the_foreground(batch_dice: 
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.usefixtures("raw_values")
 def test_volumes_of_different_sizes_share_a_batch_and_keep_their_metrics() -> None:
     masks = [cuboid((9, 10, 8), (1, 1, 1), (4, 4, 4)), cuboid((12, 8, 9), (2, 2, 2), (4, 4, 4), 2)]
     segmentation, samples = task(spatial_dims=3), Volumes(masks)
@@ -244,6 +253,7 @@ class Recorder(Oracle):
         return super().forward(x)
 
 
+@pytest.mark.usefixtures("raw_values")
 def test_images_larger_than_the_patch_are_seen_by_windows() -> None:
     truth = cuboid((20, 20), (3, 3), (9, 12))
     for patch, expected in (((8, 8), {(8, 8)}), ((20, 24), {(20, 20)}), (None, {(20, 20)})):
@@ -273,6 +283,7 @@ def test_narrow_students_learn_from_every_seed(width: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(14, 11), (12, 10, 9)])
+@pytest.mark.usefixtures("raw_values")
 def test_predictions_and_their_picture(shape: tuple[int, ...], tmp_path: Path) -> None:
     segmentation = task(spatial_dims=len(shape))
     truth = cuboid(shape, (1,) * len(shape), (5,) * len(shape)) + cuboid(shape, (2,) * len(shape), (2,) * len(shape))
