@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from medfl.cli.output import Json, console, print_json, result
+from medfl.cli.tables import print_sites, value
 
 
 def evaluate(
@@ -32,7 +33,7 @@ def evaluate(
     if json:
         print_json(found)
         return
-    _print_sites(found)
+    print_sites(found)
     _print_classes(found)
     for name, reasons in found["skipped"].items():
         for key, reason in reasons.items():
@@ -100,31 +101,6 @@ def report(
         typer.launch(page.resolve().as_uri())
 
 
-def _print_sites(found: Mapping[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from medfl.report.text import count, label
-    from medfl.report.views import columns
-
-    metrics = found["metrics"]
-    shown = columns(found["primary"], metrics["global"])[:4]
-    table = Table(title=f"{found['study']}: {metrics['split']} images", title_justify="left")
-    table.add_column("site", overflow="fold", min_width=18)
-    for name in ("n", *map(label, shown)):
-        table.add_column(name, justify="right")
-    for site, own in {**metrics["sites"], **metrics["unseen"]}.items():
-        name = f"{site} (unseen)" if site in metrics["unseen"] else site
-        table.add_row(escape(name), f"{found['cases'][site]}", *(_value(own.get(metric)) for metric in shown))
-    table.add_section()
-    over = metrics["over"]
-    total = sum(found["cases"][site] for site in over)
-    table.add_row(
-        f"{count(len(over), 'site')} together", f"{total}", *(_value(metrics["global"].get(name)) for name in shown)
-    )
-    result().print(table)
-
-
 def _print_classes(found: Mapping[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -140,14 +116,8 @@ def _print_classes(found: Mapping[str, Any]) -> None:
         table.add_column(label(name), justify="right")
     for class_name in dict.fromkeys(one for name in names for one in overall[name]["classes"]):
         entries = [overall[name]["classes"].get(class_name) for name in names]
-        table.add_row(escape(class_name), *(_value(entry, support=True) for entry in entries))
+        table.add_row(escape(class_name), *(value(entry, support=True) for entry in entries))
     result().print(table)
-
-
-def _value(entry: Mapping[str, Any] | None, support: bool = False) -> str:
-    if not entry or entry.get("value") is None:
-        return "-"
-    return f"{entry['value']:.4f}" + (f" ({entry['n']})" if support else "")
 
 
 def _said(prediction: Mapping[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """`medfl simulate`: a whole federation on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medfl.cli.output import Json, console, print_json, result
+from medfl.cli.tables import print_sites
 from medfl.errors import InputError
 
 if TYPE_CHECKING:
@@ -147,22 +148,8 @@ def _write_report(folder: Path) -> None:
     write_report(folder)
 
 
-def _print_summary(folder: Path, summary: dict) -> None:  # type: ignore[type-arg]
-    from rich.table import Table
-
-    metrics, primary = summary["metrics"], summary["primary"]
-    shown = [primary, *(name for name in metrics["global"] if name not in (primary, "loss"))][:6]
-    table = Table("", *shown, title=f"{summary['study']}: the global model on the {metrics['split']} images")
-    rows = [("all sites", metrics["global"]), *metrics["sites"].items()]
-    rows += [(f"{name} (unseen)", values) for name, values in metrics["unseen"].items()]
-    for name, values in rows:
-        table.add_row(name, *(_cell(values.get(column)) for column in shown))
-    console_ = result()
-    console_.print(table)
-    console_.print(f"run folder: {folder}", highlight=False)
-
-
-def _cell(entry: dict | None) -> str:  # type: ignore[type-arg]
-    if not entry or entry.get("value") is None:
-        return "-"
-    return f"{entry['value']:.4f} (n={entry['n']})"
+def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    split = summary["metrics"]["split"]
+    cases = {site: own["cases"].get(split, 0) for site, own in summary["data"].items()}
+    print_sites({**summary, "cases": cases})
+    result().print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
