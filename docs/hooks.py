@@ -100,10 +100,12 @@ def _parameter(name: str, default: Any, annotation: Any, info: ParameterInfo) ->
     words = [*(info.param_decls or ()), *([info.default] if isinstance(info.default, str) else [])]
     spelled = [word for word in words if word.startswith("-")] or [f"--{name.replace('_', '-')}"]
     optional = default is not inspect.Parameter.empty
-    plain = getattr(default, "value", default) if default not in (None, False, True) else ""
+    plain = info.show_default if isinstance(info.show_default, str) else ""
+    if optional and default is not None and not isinstance(default, bool):
+        plain = getattr(default, "value", default)
     shown = ", ".join(f"`{word}`" for word in "/".join(spelled).split("/")) if options else f"`{name.upper()}`"
     kind = "" if flag else f"`{info.metavar}`" if info.metavar else _value(annotation)
-    note = f" Default: `{plain}`." if optional and plain != "" else ""
+    note = f" Default: {plain}." if plain != "" else ""
     if not options and optional:
         kind += ", optional"
     return f"| {shown} | {_cell(kind)} | {_cell(info.help or '')}{note} |"
@@ -174,7 +176,8 @@ def plugins() -> Iterator[str]:
         for kind in point._builtin:
             config = point.load(kind).Config
             yield from (f"### {kind} {{: #{_anchor(point.name)}-{kind} }}", "", *_about(point.load(kind), config), "")
-            yield from _table(config, "", seen, skip=("kind",))
+            prefix = key if point is TASKS else ""
+            yield from _table(config, prefix, seen, skip=("kind",), anchor=f"{_anchor(point.name)}-{kind}")
 
 
 def _about(plugin: Any, config: type[BaseModel]) -> Iterator[str]:
@@ -209,13 +212,17 @@ def _model(model: type[BaseModel], prefix: str, seen: set[Any]) -> Iterator[str]
     yield from _section(model, prefix, seen)
 
 
-def _section(model: type[BaseModel], prefix: str, seen: set[Any]) -> Iterator[str]:
+def _section(
+    model: type[BaseModel], prefix: str, seen: set[Any], skip: tuple[str, ...] = ("kind",), anchor: str = "key"
+) -> Iterator[str]:
     text = model.__dict__.get("__doc__") or ""
     yield from (_prose(_described(text, model)[0]), "")
-    yield from _table(model, prefix, seen, skip=("kind",))
+    yield from _table(model, prefix, seen, skip, anchor)
 
 
-def _table(model: type[BaseModel], prefix: str, seen: set[Any], skip: tuple[str, ...] = ()) -> Iterator[str]:
+def _table(
+    model: type[BaseModel], prefix: str, seen: set[Any], skip: tuple[str, ...] = (), anchor: str = "key"
+) -> Iterator[str]:
     fields = {name: field for name, field in model.model_fields.items() if name not in skip}
     if not fields:
         yield from ("No settings.", "")
@@ -229,25 +236,22 @@ def _table(model: type[BaseModel], prefix: str, seen: set[Any], skip: tuple[str,
         path = f"{prefix}.{name}" if prefix else name
         point = _point(field)
         kind = _linked(point) if point else _type(field.annotation)
+        kind = re.sub("^section", f"[section](#{anchor}-{path.replace('.', '-')})", kind)
         meaning = field.description or meanings.get(name, "")
         yield f"| `{name}` | {kind}{_limits(field)} | {_default(field)} | {_cell(meaning)} |"
         inner += [(path, found) for found in _models(field.annotation)] if point is None else []
     yield ""
     for path, found in inner:
-        if found in seen:
+        place = f"{{: #{anchor}-{path.replace('.', '-')} }}"
+        if (anchor, path, found) in seen:
             continue
-        seen.add(found)
-        kind_of = found.model_fields.get("kind")
-        by_kind = kind_of is not None and len(get_args(kind_of.annotation)) == 1
-        suffix = f" with `kind: {get_args(kind_of.annotation)[0]}`" if kind_of is not None and by_kind else ""
-        yield from (f"#### `{path}`{suffix}", "")
-        yield from _section(found, path, seen) if not kind_of or by_kind else _whole(found, path, seen)
-
-
-def _whole(model: type[BaseModel], prefix: str, seen: set[Any]) -> Iterator[str]:
-    """A section whose `kind` is a choice of its own."""
-    yield from (_prose(_described(model.__doc__ or "", model)[0]), "")
-    yield from _table(model, prefix, seen)
+        here = (anchor, path) not in seen
+        seen |= {(anchor, path), (anchor, path, found)}
+        kinds = get_args(found.model_fields["kind"].annotation) if "kind" in found.model_fields else ()
+        # one kind: a choice among sections; several: the section's own setting
+        suffix = f" with `kind: {kinds[0]}`" if len(kinds) == 1 else ""
+        yield from (f"#### `{path}`{suffix}{' ' + place if here else ''}", "")
+        yield from _section(found, path, seen, ("kind",) if suffix else (), anchor)
 
 
 def _point(field: FieldInfo) -> PluginPoint | None:
