@@ -24,7 +24,8 @@ from medfl.federation.regulator.base import REGULATORS, Arrival, Bench, Regulato
 from medfl.federation.round import Federation, FederationParts, OpenRound
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
-from medfl.hyperparameters.base import HYPERPARAMETERS
+from medfl.hyperparameters.base import HYPERPARAMETERS, Progress
+from medfl.hyperparameters.constant import Constant, ConstantConfig
 from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.learning.rules.base import RULES
 from medfl.plugins import PluginConfig
@@ -130,6 +131,24 @@ def test_losses_are_weighted_by_cases_over_admitted_sites() -> None:
     outcome = made.close(round_)
     assert outcome.loss_start == pytest.approx(2.0) and outcome.loss == pytest.approx(1.0)
     assert outcome.sites["d"].failure == "no power" and outcome.sites["d"].verdict is None
+
+
+def test_hyper_parameters_hear_the_loss_at_the_start_of_the_admitted_sites() -> None:
+    heard: list[Progress] = []
+
+    class Hears(Constant):
+        def update(self, progress: Progress) -> None:
+            heard.append(progress)
+
+    made = federation()
+    made = Federation(replace(made.parts, values={"x": Hears(ConstantConfig(value=3))}), 0, made.model)
+    for round_number in (1, 2):
+        round_ = opened(made)
+        assert round_.outcome.plan.values == {"x": 3}
+        round_.receive(reply("a", good(1), round_number, loss=4.0))
+        round_.receive(reply("b", np.full(SIZE, np.nan, np.float32), round_number, loss=50.0))
+        made.close(round_)
+    assert heard == [Progress(1, 4.0), Progress(2, 4.0)]
 
 
 def test_a_loss_that_is_not_finite_does_not_take_the_others_with_it() -> None:
