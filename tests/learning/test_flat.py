@@ -15,7 +15,7 @@ X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
 
 class Net(nn.Module):
-    """Convolution, group norm and a linear head whose weight is used twice."""
+    """Linear layers and a group norm; one weight is used twice."""
 
     def __init__(self) -> None:
         super().__init__()
