@@ -254,14 +254,14 @@ def _add(writer: PackWriter, case: Case, recipe: Recipe) -> None:
     """One case with its variants; a case that cannot be used is listed."""
     try:
         prepared = preprocess(case, recipe.preprocess, recipe.task, recipe.classes)
+        samples = [prepared.sample]
+        if recipe.augment is not None:
+            samples = [
+                augment(prepared.sample, recipe.augment, recipe.seed, case.key, turn) for turn in range(recipe.factor)
+            ]
     except (DataError, OSError) as error:
         writer.skip(Skipped(case.key, str(error)))
         return
-    samples = [prepared.sample]
-    if recipe.augment is not None:
-        samples = [
-            augment(prepared.sample, recipe.augment, recipe.seed, case.key, turn) for turn in range(recipe.factor)
-        ]
     writer.add(SampleInfo(case.key, case.patient or case.key, prepared.spacing), samples, prepared.lost)
 
 

@@ -33,7 +33,7 @@ RULES = (
         "C15",
         frozenset({"channel:reveals-sum", "regulator:needs-each-update"}),
         "the regulator must look at each update, and the channel opens only the sum",
-        "use the rules finite and norm_limit, or channel: clear",
+        "use the rule finite, which a site can prove about itself, or channel: clear",
     ),
     Rule(
         "C12",
@@ -82,6 +82,18 @@ RULES = (
         frozenset({"data:other-dimensions"}),
         "task.spatial_dims differs from the number of axes of data.preprocess.size",
         "give one size for each space axis",
+    ),
+    Rule(
+        "patch-dimensions",
+        frozenset({"data:patch-dimensions"}),
+        "task.spatial_dims differs from the number of axes of data.augment.patch",
+        "give one number of pixels for each space axis",
+    ),
+    Rule(
+        "patch-label",
+        frozenset({"data:patches", "task=classification"}),
+        "the label of a whole image need not hold for a patch of it",
+        "leave data.augment.patch out, and set data.preprocess.size",
     ),
     Rule(
         "synthetic-task",
@@ -142,6 +154,11 @@ def _of_the_whole(study: Study) -> Iterator[str]:
     size = study.data.preprocess.size
     if size is not None and len(size) != study.task.spatial_dims:
         yield "data:other-dimensions"
+    patch = None if study.data.augment is None else study.data.augment.patch
+    if patch is not None:
+        yield "data:patches"
+        if len(patch) != study.task.spatial_dims:
+            yield "data:patch-dimensions"
     source = study.data.source
     if source.kind == "synthetic" and source.task != study.task.kind:
         yield "data:other-task"

@@ -55,6 +55,10 @@ def with_parts(section: str, made: Study | None = None, **parts: Any) -> Study:
     return made.model_copy(update={section: inner})
 
 
+def cut(base: dict[str, Any], patch: list[int] | None) -> Study:
+    return study(base | {"data": base["data"] | {"augment": {"factor": 2, "patch": patch}}})
+
+
 def broken(made: Study) -> set[str]:
     names = set()
     for fault in conflicts(made):
@@ -112,6 +116,14 @@ REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] 
     "dimensions": (
         lambda: study(CLASSIFICATION | {"data": CLASSIFICATION["data"] | {"preprocess": {"size": [32, 32, 32]}}}),
         lambda: study(CLASSIFICATION | {"data": CLASSIFICATION["data"] | {"preprocess": {"spacing": [1, 1]}}}),
+    ),
+    "patch-dimensions": (
+        lambda: cut(SEGMENTATION, [16, 16, 16]),
+        lambda: cut(SEGMENTATION, [16, 16]),
+    ),
+    "patch-label": (
+        lambda: cut(CLASSIFICATION, [16, 16]),
+        lambda: cut(CLASSIFICATION, None),
     ),
     "synthetic-task": (
         lambda: study(CLASSIFICATION | {"data": SEGMENTATION["data"]}),
