@@ -4,7 +4,7 @@ screens."""
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from medfl.coordinator.observer import Observer
 from medfl.coordinator.stopping import stopped_by
 from medfl.errors import InputError, RunError, StudyError
 from medfl.federation.round import Federation, RoundOutcome
-from medfl.learning.messages import SiteFailure, SiteInfo, TrainReply
+from medfl.learning.messages import SiteFailure, SiteInfo
 from medfl.learning.randomness import generator
 from medfl.study.build import build_codec_down, build_federation, build_task
 from medfl.study.sources import Assignment, RunInputs, assign_cases
@@ -75,8 +75,18 @@ class Runner:
         self._started = time.perf_counter()
         infos = tuple(sorted(transport.open(), key=lambda info: info.name))
         self._opened = Opened(infos, assignment.unseen)
+        self._check_metrics()
         if not self._opened.training:
             raise StudyError.at("study", "no site has training images", "check the data with `medfl data stats`")
+
+    def _check_metrics(self) -> None:
+        """StudyError when the study's target names a metric that the task does not have."""
+        known = sorted({metric.name for metric in self._task.metrics(self._task.empty())})
+        target = self.study.stop.target
+        if target is not None and target.metric not in known:
+            raise StudyError.at(
+                "stop.target.metric", f"{target.metric!r} is not known", f"use one of: {', '.join(known)}"
+            )
 
     def start(self) -> None:
         """Make the run folder and its journal; InputError when the folder holds a run already."""
@@ -144,23 +154,22 @@ class Runner:
         traffic = {"up_bytes": 0, "down_bytes": 0, "sites": {}}
         changed: Arrays = {}
         site_seconds: dict[str, dict[str, float]] = {}
-        deliveries = self._transport.train(plan.orders(), model, self._observer.local_progress)
-        while True:
-            with clock.phase("local"):
-                delivery = next(deliveries, None)
-            if delivery is None:
-                break
-            with clock.phase("review"):
-                if isinstance(delivery.answer, SiteFailure):
-                    round_.fail(delivery.answer)
-                else:
-                    round_.receive(delivery.answer)
-                site = delivery.answer.site
-                _count_bytes(traffic, site, delivery)
-                if isinstance(delivery.answer, TrainReply):
-                    site_seconds[site] = dict(delivery.answer.seconds)
-                changed.update({f"{site}/{name}": array for name, array in delivery.state.items()})
-            self._observer.answered(site, round_.outcome.sites[site])
+        with closing(self._transport.train(plan.orders(), model, self._observer.local_progress)) as deliveries:
+            while True:
+                with clock.phase("local"):
+                    delivery = next(deliveries, None)
+                if delivery is None:
+                    break
+                with clock.phase("review"):
+                    answer, site = delivery.answer, delivery.answer.site
+                    if isinstance(answer, SiteFailure):
+                        round_.fail(answer)
+                    else:
+                        round_.receive(answer)
+                        site_seconds[site] = dict(answer.seconds)
+                    _count_bytes(traffic, site, delivery)
+                    changed.update({f"{site}/{name}": array for name, array in delivery.state.items()})
+                self._observer.answered(site, round_.outcome.sites[site])
         with clock.phase("step"):
             outcome = self._federation.close(round_)
         metrics = self._validation(outcome, traffic, clock)

@@ -51,11 +51,15 @@ class FederationParts:
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """A round before it is sent: its number from 1, its sites in combining order, its hyper-parameters."""
+    """A round before it is sent: its number from 1, its sites in combining order, its hyper-parameters.
+
+    cases: training cases of every site that is there; no site may weigh more than it joined with.
+    """
 
     round: int
     cohort: tuple[str, ...]
     values: Mapping[str, float]
+    cases: Mapping[str, int]
 
     def orders(self) -> list[TrainOrder]:
         return [TrainOrder(site, self.round, self.values) for site in self.cohort]
@@ -107,8 +111,10 @@ class OpenRound:
         if reply.payload is None:
             mine.skipped_upload = True
             return mine
-        if reply.cases < 1:
-            mine.verdict = Verdict("refuse", "cases", f"counts {reply.cases} training cases", 0.0)
+        known = self.outcome.plan.cases.get(reply.site, 0)
+        if not 1 <= reply.cases <= known:
+            reason = f"counts {reply.cases} training cases, it joined with {known}"
+            mine.verdict = Verdict("refuse", "cases", reason, 0.0)
             return mine
         try:
             payload = self._parts.channel.open(reply.payload, reply.site, reply.round)
@@ -167,7 +173,8 @@ class Federation:
         """The next round. cases: training cases of every site that is there."""
         number = self.round + 1
         cohort = self.parts.schedule.cohort(number, cases, generator(self.seed, "schedule", number))
-        return RoundPlan(number, cohort, {name: moving.value() for name, moving in self.parts.values.items()})
+        values = {name: moving.value() for name, moving in self.parts.values.items()}
+        return RoundPlan(number, cohort, values, dict(cases))
 
     def open(self, plan: RoundPlan, validate: Validate | None = None) -> OpenRound:
         return OpenRound(self.parts, plan, Bench(self.model, validate))

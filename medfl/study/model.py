@@ -28,6 +28,8 @@ from medfl.update.memories.base import MEMORIES
 from medfl.update.submodels.base import SUBMODELS
 
 Chosen = SerializeAsAny[PluginConfig]
+POOLED = "pooled"
+"""The site of the centralised baseline."""
 
 
 class Section(BaseModel):
@@ -159,6 +161,13 @@ class Policy(Section):
 
 class Site(Section):
     """One hospital's file, `sites/<name>.yaml`."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, name: str) -> str:
+        if name == POOLED:
+            raise ValueError(f"{POOLED!r} is the name of the pooled baseline; give the site another")
+        return name
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
     data: Path | None = Field(None, description="this site's images: a datalist.json or a folder to import")

@@ -15,9 +15,7 @@ from medfl.data.partition.base import COMMON, PARTITIONS
 from medfl.data.plans.base import PLANS
 from medfl.data.split import assign_splits
 from medfl.errors import DataError, Faults, StudyError
-from medfl.study.model import Site, Study
-
-POOLED = "pooled"
+from medfl.study.model import POOLED, Site, Study
 
 
 class RunInputs(BaseModel):

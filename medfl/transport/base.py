@@ -6,7 +6,7 @@ from the messages that are (or, inside one process, would be) sent.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,8 +57,9 @@ class Transport(ABC):
     @abstractmethod
     def train(
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
-    ) -> Iterator[Delivery]:
-        """Send the model with each order; yield one delivery an order, in their order."""
+    ) -> Generator[Delivery, None, None]:
+        """Send the model with each order; yield one delivery an order, in their order. `evaluate` may be called
+        between two deliveries. Closing the generator gives up the orders that have not started."""
 
     @abstractmethod
     def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:

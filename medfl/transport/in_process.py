@@ -1,6 +1,6 @@
 """All sites in this process, one after another, in one reused network. No bytes are copied to be counted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 
 from medfl.data.base import Case
@@ -31,7 +31,7 @@ class InProcess(Transport):
 
     def train(
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
-    ) -> Iterator[Delivery]:
+    ) -> Generator[Delivery, None, None]:
         for order in orders:
             down = size(encode_order(order, model))
             answer, state = self._host.train(order, model, _for_site(order.site, progress))

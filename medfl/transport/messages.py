@@ -1,6 +1,5 @@
 """The round's messages as bytes, in the format of `medfl.update.wire`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,6 @@ def encode_order(order: TrainOrder, model: Payload) -> list[Buffer]:
     return parts(header, model.buffers)
 
 
-def decode_order(header: Mapping[str, Any]) -> TrainOrder:
-    return TrainOrder(header["site"], header["round"], header["values"])
-
-
 def encode_reply(reply: TrainReply) -> list[Buffer]:
     header: dict[str, Any] = {
         name: getattr(reply, name) for name in ("site", "round", "cases", "steps", "epochs", "loss_start", "loss")
@@ -35,15 +30,31 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
     return parts({**header, "payload": reply.payload.header()}, reply.payload.buffers)
 
 
+_REPLY_FIELDS: dict[str, type] = {
+    "site": str,
+    "round": int,
+    "cases": int,
+    "steps": int,
+    "epochs": int,
+    "loss_start": float,
+    "loss": float,
+}
+
+
 def decode_reply(message: Buffer) -> TrainReply:
-    """The reply of a received message; RunError when a field is missing."""
+    """The reply of a received message; RunError naming every field that is missing, unknown or of a wrong type."""
     header, buffers = unpack(message)
     described = header.pop("payload", None)
+    spent = header.pop("seconds", None)
+    wrong = sorted(header.keys() ^ _REPLY_FIELDS.keys())
+    wrong += [name for name, kind in _REPLY_FIELDS.items() if name in header and type(header[name]) is not kind]
+    if wrong:
+        raise RunError.at("reply", f"fields {', '.join(wrong)} are not those of a training reply")
     try:
-        header["seconds"] = {phase: float(value) for phase, value in header["seconds"].items()}
-        return TrainReply(**header, payload=Payload.of(described, buffers) if described else None)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RunError.at("reply", f"does not have the fields of a training reply: {error}") from error
+        seconds = {str(phase): float(value) for phase, value in spent.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RunError.at("reply", f"field seconds is not one number a phase: {error}") from error
+    return TrainReply(**header, seconds=seconds, payload=Payload.of(described, buffers) if described else None)
 
 
 def encode_statistics(statistics: Statistics) -> bytes:

@@ -5,7 +5,9 @@ The parent process needs no torch: each worker builds its own network once and s
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -20,8 +22,14 @@ from medfl.update.vector import FloatVector, Layout
 from medfl.update.wire import Buffer, pack_arrays, parts, size, unpack, unpack_arrays
 
 
-def send(connection: Connection, pieces: Sequence[Buffer]) -> None:
-    connection.send_bytes(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+@dataclass(eq=False)
+class _Job:
+    """One order to one worker, with the model it is for; `result` is the worker's answer once it is there."""
+
+    site: str
+    message: list[Buffer]
+    progress: LocalProgress | None = None
+    result: tuple[dict[str, Any], Buffer] | None = None
 
 
 class ProcessPool(Transport):
@@ -45,72 +53,69 @@ class ProcessPool(Transport):
 
     def initial_model(self) -> tuple[FloatVector, Layout]:
         worker = self._workers[0]
-        worker.send({"do": "initial"})
+        worker.send(parts({"do": "initial"}))
         _, message = worker.receive()
         header, arrays = unpack_arrays(message)
         return arrays["model"].copy(), Layout.from_json(header["layout"])
 
     def train(
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
-    ) -> Iterator[Delivery]:
-        jobs = [
-            (order.site, {"do": "train", "site": order.site, "round": order.round, "values": dict(order.values)})
-            for order in orders
-        ]
-        down = {order.site: size(encode_order(order, model)) for order in orders}
-        for site, header, message in self._run(jobs, model, progress):
-            if header["answer"] == "failure":
-                yield Delivery(SiteFailure(site, header["round"], header["reason"]), down[site], 0)
-                continue
-            _, buffers = unpack(message)
-            state = unpack_arrays(buffers[1])[1]
-            yield Delivery(decode_reply(buffers[0]), down[site], len(buffers[0]), state)
+    ) -> Generator[Delivery, None, None]:
+        jobs = []
+        for order in orders:
+            header = {"do": "train", "site": order.site, "round": order.round, "values": dict(order.values)}
+            message = parts({**header, "model": model.header()}, model.buffers)
+            jobs.append(_Job(order.site, message, progress))
+        for job in jobs:
+            self._of[job.site].queue.append(job)
+        try:
+            for order, job in zip(orders, jobs, strict=True):
+                down = size(encode_order(order, model))
+                yield _delivery(order, *self._finish(job), down)
+        finally:
+            for job in jobs:
+                self._of[job.site].drop(job)
 
     def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:
-        jobs = [(site, {"do": "evaluate", "site": site, "split": split}) for site, split in requests]
-        for (site, split), (_, _, message) in zip(requests, self._run(jobs, model), strict=True):
+        jobs = []
+        for site, split in requests:
+            header = {"do": "evaluate", "site": site, "split": split, "model": model.header()}
+            jobs.append(_Job(site, parts(header, model.buffers)))
+        for job in reversed(jobs):
+            # before what waits: a regulator asks for an evaluation while sites still train
+            self._of[job.site].queue.appendleft(job)
+        for (site, split), job in zip(requests, jobs, strict=True):
+            _, message = self._finish(job)
             _, buffers = unpack(message)
             down = size(encode_order(TrainOrder(site, 0, {}), model))
             yield Evaluation(site, split, decode_statistics(buffers[0]), down, len(buffers[0]))
 
-    def _run(
-        self, jobs: Sequence[tuple[str, dict[str, Any]]], model: Payload, progress: LocalProgress | None = None
-    ) -> Iterator[tuple[str, dict[str, Any], Buffer]]:
-        """Run the jobs, one at a time a worker; yield (site, header, message) in the order of `jobs`."""
-        waiting: dict[_Worker, list[int]] = {}
-        for number, (site, _) in enumerate(jobs):
-            waiting.setdefault(self._of[site], []).append(number)
-        model_message = parts({"do": "model", "model": model.header()}, model.buffers)
-        running: dict[Connection, tuple[_Worker, int]] = {}
-        for worker, numbers in waiting.items():
-            send(worker.connection, model_message)
-            running[worker.connection] = worker, worker.start(jobs, numbers)
-        finished: dict[int, tuple[str, dict[str, Any], Buffer]] = {}
-        for number in range(len(jobs)):
-            while number not in finished:
-                for connection in wait(list(running)):
-                    worker, current = running[connection]  # type: ignore[index]
-                    header, message = worker.receive()
-                    if header["answer"] == "progress":
-                        if progress is not None:
-                            progress(jobs[current][0], header["done"], header["steps"])
-                        continue
-                    finished[current] = jobs[current][0], header, message
-                    if waiting[worker]:
-                        running[worker.connection] = worker, worker.start(jobs, waiting[worker])
-                    else:
-                        del running[worker.connection]
-            yield finished.pop(number)
+    def _finish(self, job: _Job) -> tuple[dict[str, Any], Buffer]:
+        """Keep all workers busy until this job is done; its answer. Other jobs' answers wait with them."""
+        while job.result is None:
+            for worker in self._workers:
+                worker.start_next()
+            busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
+            for connection in wait(list(busy)):
+                busy[connection].take()  # type: ignore[index]
+        return job.result
 
     def restore(self, states: Mapping[str, Arrays]) -> None:
         for site, arrays in states.items():
             if site in self._of:
                 inner = b"".join(pack_arrays({}, arrays))
-                send(self._of[site].connection, parts({"do": "restore", "site": site}, [inner]))
+                self._of[site].send(parts({"do": "restore", "site": site}, [inner]))
 
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
+
+
+def _delivery(order: TrainOrder, header: dict[str, Any], message: Buffer, down: int) -> Delivery:
+    if header["answer"] == "failure":
+        return Delivery(SiteFailure(order.site, order.round, header["reason"]), down, 0)
+    _, (reply, state) = unpack(message)
+    return Delivery(decode_reply(reply), down, len(reply), unpack_arrays(state)[1])
 
 
 class _Worker:
@@ -118,6 +123,8 @@ class _Worker:
 
     def __init__(self, inputs: RunInputs, sites: Sequence[str], number: int) -> None:
         self.sites = tuple(sites)
+        self.queue: deque[_Job] = deque()
+        self.job: _Job | None = None
         context = multiprocessing.get_context("spawn")
         self.connection, far = context.Pipe()
         text = inputs.model_dump_json()
@@ -127,14 +134,30 @@ class _Worker:
         self._process.start()
         far.close()
 
-    def start(self, jobs: Sequence[tuple[str, dict[str, Any]]], numbers: list[int]) -> int:
-        """Send the first of this worker's waiting jobs; its number."""
-        number = numbers.pop(0)
-        self.send(jobs[number][1])
-        return number
+    def start_next(self) -> None:
+        """Send the next waiting job if nothing is running."""
+        if self.job is None and self.queue:
+            self.job = self.queue.popleft()
+            self.send(self.job.message)
 
-    def send(self, header: dict[str, Any]) -> None:
-        send(self.connection, parts(header))
+    def take(self) -> None:
+        """Receive one message of the running job: its progress, or its answer."""
+        header, message = self.receive()
+        job = self.job
+        if job is None:
+            raise RunError.at(f"worker process for {', '.join(self.sites)}", "answered without being asked")
+        if header["answer"] != "progress":
+            job.result, self.job = (header, message), None
+        elif job.progress is not None:
+            job.progress(job.site, header["done"], header["steps"])
+
+    def drop(self, job: _Job) -> None:
+        """Forget a job that has not started."""
+        if job in self.queue:
+            self.queue.remove(job)
+
+    def send(self, pieces: Sequence[Buffer]) -> None:
+        self.connection.send_bytes(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def receive(self) -> tuple[dict[str, Any], Buffer]:
         """The next message. Re-raises what the worker reports; RunError when it is gone."""
@@ -157,7 +180,7 @@ class _Worker:
         if self.connection.closed:
             return
         try:
-            self.send({"do": "stop"})
+            self.send(parts({"do": "stop"}))
         except OSError:
             self._process.terminate()
         self.connection.close()

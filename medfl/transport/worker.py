@@ -1,5 +1,6 @@
 """The worker process of the pool: a SiteHost at the far end of a pipe."""
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -21,6 +22,8 @@ def run(connection: Connection, inputs_json: str, sites: Sequence[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # Ctrl-C reaches the whole group; the parent decides what ends when
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         inputs = RunInputs.model_validate_json(inputs_json)
         cases = assign_cases(inputs).cases
@@ -30,7 +33,7 @@ def run(connection: Connection, inputs_json: str, sites: Sequence[str]) -> None:
         _Loop(connection, host).run()
     except MedflError as error:
         _send(connection, parts(_error(error)))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, ConnectionError):
         # the parent is gone or is stopping: there is nobody left to tell
         return
 
@@ -39,10 +42,8 @@ class _Loop:
     def __init__(self, connection: Connection, host: SiteHost) -> None:
         self._connection = connection
         self._host = host
-        self._payload = Payload("", 0, ())
         self._actions: dict[str, Callable[[dict[str, Any], list[memoryview]], list[Buffer] | None]] = {
             "initial": self._initial,
-            "model": self._model,
             "train": self._train,
             "evaluate": self._evaluate,
             "restore": self._restore,
@@ -63,19 +64,17 @@ class _Loop:
         vector, layout = self._host.initial_model()
         return pack_arrays({"answer": "initial", "layout": layout.to_json()}, {"model": vector})
 
-    def _model(self, header: dict[str, Any], buffers: list[memoryview]) -> None:
-        self._payload = Payload.of(header["model"], buffers)
-
     def _train(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
-        order = TrainOrder(**header)
-        answer, state = self._host.train(order, self._payload, _Ticker(self._connection))
+        model = Payload.of(header.pop("model"), buffers)
+        answer, state = self._host.train(TrainOrder(**header), model, _Ticker(self._connection))
         if isinstance(answer, SiteFailure):
             return parts({"answer": "failure", "round": answer.round, "reason": answer.reason})
         reply = b"".join(encode_reply(answer))
         return parts({"answer": "reply"}, [reply, b"".join(pack_arrays({}, state))])
 
     def _evaluate(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
-        statistics = self._host.evaluate(header["site"], header["split"], self._payload)
+        model = Payload.of(header.pop("model"), buffers)
+        statistics = self._host.evaluate(header["site"], header["split"], model)
         return parts({"answer": "statistics"}, [encode_statistics(statistics)])
 
     def _restore(self, header: dict[str, Any], buffers: list[memoryview]) -> None:

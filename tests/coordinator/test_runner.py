@@ -98,6 +98,49 @@ def test_process_pool_gives_the_same_model_and_records(federation: Any, tmp_path
     assert records(alone) == records(pool)
 
 
+def test_pool_and_regulator_on_public_images_do_not_disturb_each_other(tiny: Any, tmp_path: Path) -> None:
+    """The regulator evaluates candidates while sites still train; no site may train from a candidate."""
+    changes = ["federation.regulator=[finite, {kind: validation, metric: auroc}]", "evaluation.public=north"]
+    alone, pool = tmp_path / "alone", tmp_path / "pool"
+    simulate(tiny.inputs(*changes), alone, Observer(), workers=1)
+    simulate(tiny.inputs(*changes), pool, Observer(), workers=2)
+    assert model_bytes(alone) == model_bytes(pool)
+    assert records(alone) == records(pool)
+    assert any(verdict["outcome"] == "down-weight" for verdict in records(pool)[0]["verdicts"].values())
+
+
+def test_ctrl_c_ends_a_run_cleanly_with_its_workers(tiny: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "medfl",
+        "simulate",
+        str(tiny.study),
+        "--sites",
+        str(tiny.sites),
+        "--out",
+        str(run),
+    ]
+    command += ["--rounds", "500", "--workers", "2", "--no-report", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    rounds = run / "rounds.jsonl"
+    while process.poll() is None and not (rounds.exists() and rounds.read_text().count("\n") >= 2):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    summary = json.loads(out)
+    assert summary["stopped_by"] == "operator"
+    assert 2 <= summary["rounds_completed"] < 500
+
+
+def test_an_unknown_target_is_refused_before_anything_runs(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"stop.target.metric.*'dice'.*accuracy"):
+        simulate(tiny.inputs("stop.target={metric: dice, value: 1}"), tmp_path / "run", Observer(), workers=1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_seed_gives_another_model(tiny: Any, tmp_path: Path) -> None:
     simulate(tiny.inputs(), tmp_path / "a", Observer(), workers=1)
     simulate(tiny.inputs("seed=4"), tmp_path / "b", Observer(), workers=1)

@@ -241,7 +241,7 @@ def test_combine() -> None:
 def test_the_traits_that_studies_are_checked_by() -> None:
     assert "compares-sites" in configured(REGULATORS, "median_distance").traits()
     assert "needs-public-data" in configured(REGULATORS, "validation").traits()
-    for kind in ("finite", "norm_history"):
-        assert configured(REGULATORS, kind).traits() == frozenset()
+    assert configured(REGULATORS, "finite").traits() == frozenset()
+    assert configured(REGULATORS, "norm_history").traits() == {"needs-each-update"}
     with pytest.raises(ValidationError):
         configured(REGULATORS, "norm_limit")

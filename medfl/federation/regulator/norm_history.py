@@ -22,6 +22,9 @@ class NormHistoryConfig(PluginConfig):
     window: int = Field(10, ge=1, description="rounds that make the history")
     first: float = Field(3.0, gt=0, description="largest norm before there is a history, in norms of the global vector")
 
+    def traits(self) -> frozenset[str]:
+        return frozenset({"needs-each-update"})
+
 
 class NormHistory(RegulatorRule):
     Config = NormHistoryConfig

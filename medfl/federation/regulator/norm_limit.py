@@ -12,6 +12,9 @@ class NormLimitConfig(PluginConfig):
     kind: Literal["norm_limit"] = "norm_limit"
     limit: float = Field(gt=0, description="largest Euclidean norm of an update")
 
+    def traits(self) -> frozenset[str]:
+        return frozenset({"needs-each-update"})
+
 
 class NormLimit(RegulatorRule):
     Config = NormLimitConfig
