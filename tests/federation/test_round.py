@@ -107,7 +107,7 @@ def test_uniform_treats_sites_alike() -> None:
 
 def test_the_mean_is_weighted_by_cases() -> None:
     made = federation()
-    round_ = opened(made, {"a": 1, "b": 1})
+    round_ = opened(made, {"a": 100, "b": 100})
     round_.receive(reply("a", good(1), cases=30))
     round_.receive(reply("b", good(2), cases=10))
     outcome = made.close(round_)
@@ -118,7 +118,7 @@ def test_the_mean_is_weighted_by_cases() -> None:
 
 def test_losses_are_weighted_by_cases_over_admitted_sites() -> None:
     made = federation()
-    round_ = opened(made)
+    round_ = opened(made, dict.fromkeys("abcd", 1000))
     round_.receive(reply("a", good(1), cases=30, loss=1.0))
     round_.receive(reply("b", good(2), cases=10, loss=5.0))
     round_.receive(reply("c", np.full(SIZE, np.nan, np.float32), cases=1000, loss=100.0))
@@ -154,8 +154,8 @@ def test_a_loss_that_is_not_finite_does_not_take_the_others_with_it() -> None:
     assert made.close(round_).loss_start == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("cases", [0, -5])
-def test_a_site_without_cases_counts_nothing(cases: int) -> None:
+@pytest.mark.parametrize("cases", [0, -5, 10**9])
+def test_a_site_without_cases_or_with_more_than_it_joined_with_counts_nothing(cases: int) -> None:
     made = federation()
     round_ = opened(made)
     round_.receive(reply("a", good(1)))
@@ -339,7 +339,7 @@ def test_the_regulator_does_not_learn_from_what_it_refused() -> None:
     rule = plugin(REGULATORS, "norm_history", factor=3)
     made = federation(regulator=[rule])
     for round_number in range(1, 6):
-        round_ = opened(made, {"a": 1, "b": 1})
+        round_ = opened(made, {"a": 100, "b": 100})
         round_.receive(reply("a", good(1), round_number))
         scale = 1 if round_number == 1 else 3.5**round_number
         round_.receive(reply("b", np.float32(scale) * good(1), round_number))

@@ -83,7 +83,10 @@ def outcome_of(number: int, sites: list[str], rng: np.random.Generator) -> Round
     cohort = tuple(site for place, site in enumerate(sites) if len(sites) < 4 or (place + number) % 5)
     values = {"local.epochs": 4.0 if number < 5 else 2.0, "local.learning_rate": 0.001}
     outcome = RoundOutcome(
-        RoundPlan(number, cohort, values, dict.fromkeys(cohort, 100)), loss_start=1 / number + 0.1, loss=0.9 / number + 0.1, moved=True
+        RoundPlan(number, cohort, values, dict.fromkeys(cohort, 100)),
+        loss_start=1 / number + 0.1,
+        loss=0.9 / number + 0.1,
+        moved=True,
     )
     for place, site in enumerate(cohort):
         loss = 0.9 / number + 0.1 + 0.05 * float(rng.random())

@@ -78,11 +78,11 @@ JUDGED = {"regulator": ["finite", "validation"]}
 
 REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] = {
     "C1": (
-        lambda: with_parts("update", channel=marked("reveals-sum"), codec_up=marked("support-own")),
-        lambda: with_parts("update", channel=marked("reveals-sum"), codec_up=marked("support-shared")),
+        lambda: with_parts("update", sum_only(regulator=(marked(),)), codec_up=marked("support-own")),
+        lambda: with_parts("update", sum_only(regulator=(marked(),)), codec_up=marked("support-shared")),
     ),
     "C15": (
-        lambda: sum_only(regulator=(marked("needs-each-update"),)),
+        lambda: sum_only(),
         lambda: sum_only(regulator=(marked(),)),
     ),
     "C12": (
