@@ -8,45 +8,28 @@ giving a rule.
 """
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from medfl.hyperparameters.base import Hyperparameter, HyperparameterConfig, Progress
-from medfl.hyperparameters.smoothing import SmoothedLoss
+from medfl.hyperparameters.base import Progress
+from medfl.hyperparameters.falling import Falling, FallingConfig
 
 
-class LossDrivenConfig(HyperparameterConfig):
+class LossDrivenConfig(FallingConfig):
     kind: Literal["loss_driven"] = "loss_driven"
-    start: int = Field(4, ge=1)
-    minimum: int = Field(1, ge=1, description="not above start")
     power: float = Field(0.5, gt=0)
     patience: int = Field(3, ge=1, description="rounds without a new lowest loss before one step down")
-    smoothing: float = Field(0.5, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.minimum > self.start:
-            raise ValueError(f"minimum {self.minimum} is above start {self.start}")
-        return self
-
-    def lowest(self) -> float:
-        return self.minimum
 
 
-class LossDriven(Hyperparameter):
+class LossDriven(Falling):
     Config = LossDrivenConfig
     config: LossDrivenConfig
 
     def __init__(self, config: LossDrivenConfig) -> None:
         super().__init__(config)
-        self._tau = config.start
-        self._loss = SmoothedLoss(config.smoothing)
         self._lowest = math.inf
         self._waited = 0
-
-    def value(self) -> float:
-        return self._tau
 
     def update(self, progress: Progress) -> None:
         if not self._loss.add(progress.loss):
@@ -69,9 +52,9 @@ class LossDriven(Hyperparameter):
 
     def state(self) -> dict[str, Any]:
         lowest = None if math.isinf(self._lowest) else self._lowest
-        return {"tau": self._tau, "loss": self._loss.state(), "lowest": lowest, "waited": self._waited}
+        return {**super().state(), "lowest": lowest, "waited": self._waited}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._tau, self._waited = state["tau"], state["waited"]
+        super().restore(state)
+        self._waited = state["waited"]
         self._lowest = math.inf if state["lowest"] is None else state["lowest"]
-        self._loss.restore(state["loss"])
