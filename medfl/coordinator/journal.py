@@ -30,6 +30,7 @@ from sqlalchemy import (
     event,
     insert,
     select,
+    update,
 )
 from sqlalchemy.exc import DatabaseError
 
@@ -38,6 +39,9 @@ from medfl.update.wire import as_bytes
 
 SCHEMA = 1
 _CHUNK = 64 * 2**20
+# bytes: large pages suit large arrays, and the log is folded back into the database once it has grown to _WAL
+_PAGE = 2**16
+_WAL = 64 * 2**20
 
 _metadata = MetaData()
 _run = Table("run", _metadata, Column("key", String, primary_key=True), Column("value", JSON, nullable=False))
@@ -180,7 +184,9 @@ def _connect(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, _: Any) -> None:
         # write-ahead log: a killed process loses nothing that was committed, and readers do not wait
+        connection.execute(f"PRAGMA page_size={_PAGE}")
         connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_WAL // _PAGE}")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     return engine
@@ -196,11 +202,16 @@ def _append(connection: Connection, events: list[dict[str, Any]]) -> None:
 
 
 def _write(connection: Connection, name: str, array: npt.NDArray[Any]) -> None:
-    connection.execute(delete(_arrays).where(_arrays.c.name == name))
     raw = as_bytes(array)
     about = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "checksum": zlib.crc32(raw)}
-    for chunk, start in enumerate(range(0, max(1, len(raw)), _CHUNK)):
-        connection.execute(insert(_arrays).values(**about, chunk=chunk, data=raw[start : start + _CHUNK]))
+    count = max(1, -(-len(raw) // _CHUNK))
+    connection.execute(delete(_arrays).where(_arrays.c.name == name, _arrays.c.chunk >= count))
+    for chunk in range(count):
+        row = {**about, "chunk": chunk, "data": raw[chunk * _CHUNK : (chunk + 1) * _CHUNK]}
+        # overwriting in place costs a fraction of deleting and inserting
+        place = (_arrays.c.name == name, _arrays.c.chunk == chunk)
+        if not connection.execute(update(_arrays).where(*place).values(row)).rowcount:
+            connection.execute(insert(_arrays).values(row))
 
 
 def _read(name: str, chunks: list[Any]) -> npt.NDArray[Any]:

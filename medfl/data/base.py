@@ -26,7 +26,8 @@ Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 Sample = dict[str, Any]
 """One preprocessed case: "image" float32 [C, *space]; "label": int64 scalar (classification), uint8 mask [*space]
-(segmentation) or int64 [N] (detection); "box" float32 [N, 2 * nd] (detection)."""
+(segmentation) or int64 [N] (detection); "box" float32 [N, 2 * nd] (detection). A patch has "statistics" too: float32
+[2], mean and standard deviation of the whole image."""
 
 
 @dataclass(frozen=True, slots=True)

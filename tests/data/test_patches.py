@@ -197,6 +197,15 @@ def test_every_variant_is_a_patch_that_seed_key_and_number_decide(dims):
 
 
 @DIMS
+def test_every_variant_knows_the_statistics_of_the_whole_image(dims):
+    whole = segmentation(dims)
+    expected = [whole["image"].mean(), whole["image"].std()]
+    for variant in range(3):
+        sample = augment(whole, AugmentConfig(patch=PATCHES[dims]), 0, "k", variant)
+        assert sample["statistics"].dtype == np.float32 and np.allclose(sample["statistics"], expected)
+
+
+@DIMS
 def test_boxes_stay_on_their_lesions_after_all_operations(dims):
     whole = detection(dims, count=1)
     config = AugmentConfig(patch=PATCHES[dims], foreground=1.0)

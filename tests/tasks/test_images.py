@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from medfl.data.augment.base import AugmentConfig, augment
 from medfl.tasks.images import network_input
 
 CPU = torch.device("cpu")
@@ -32,3 +33,18 @@ def test_the_array_is_neither_changed_nor_has_to_be_writable() -> None:
 
 def test_a_constant_image_stays_finite() -> None:
     assert torch.isfinite(network_input(np.full((1, 1, 8, 8), 0.3, np.float32), CPU)).all()
+
+
+def test_a_patch_gets_the_values_it_has_in_the_whole_image() -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.random((1, 12, 12, 12), dtype=np.float32)
+    volume[:, 6:] += 3
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[11] = 1
+    config = AugmentConfig(patch=(6, 12, 12), foreground=1.0)
+    patch = augment({"image": volume, "label": mask}, config, 0, "k", 0)
+    expected = network_input(volume[None], CPU)[:, :, 6:]
+    seen = network_input(patch["image"][None], CPU, patch["statistics"][None])
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+    # The fake that standardises the patch by itself.
+    assert (network_input(patch["image"][None], CPU) - expected).abs().max() > 0.5

@@ -67,10 +67,10 @@ def augment(sample: Sample, config: AugmentConfig, seed: int, key: str, variant:
     if sample["image"].ndim == 3:
         from medfl.data.augment.planar import augment_2d
 
-        return augment_2d(sample, config, draw)
+        return sample | augment_2d(sample, config, draw)
     from medfl.data.augment.volume import augment_3d
 
-    return augment_3d(sample, config, np.random.default_rng(draw))
+    return sample | augment_3d(sample, config, np.random.default_rng(draw))
 
 
 def variant_seed(seed: int, key: str, variant: int) -> int:

@@ -20,8 +20,8 @@ def cut_patch(sample: Sample, patch: Sequence[int], foreground: float, rng: np.r
 
     With probability `foreground` it holds a whole box (all that fits, of a larger one), or a voxel of a class of the
     mask, each class as often as the others; else, and where there is no foreground, it lies anywhere. An axis
-    shorter than the patch is centred. Raises DataError for another number of axes, and for a label of the whole
-    image, which need not hold for a patch.
+    shorter than the patch is centred. "statistics" are those of the whole image. Raises DataError for another number
+    of axes, and for a label of the whole image, which need not hold for a patch.
     """
     shape = sample["image"].shape[1:]
     if len(shape) != len(patch):
@@ -30,7 +30,9 @@ def cut_patch(sample: Sample, patch: Sequence[int], foreground: float, rng: np.r
         what = "has one label, which need not hold for a patch (augment.patch)"
         raise DataError.at("image", what, "leave patch out for classification")
     start = _start(np.array(shape), np.array(patch), _target(sample, rng) if rng.random() < foreground else None, rng)
-    result: Sample = {"image": _window(sample["image"], start, patch)}
+    pixels = sample["image"]
+    result: Sample = {"image": _window(pixels, start, patch)}
+    result["statistics"] = np.array([pixels.mean(), pixels.std()], np.float32)
     if "box" in sample:
         result["box"], kept = move_boxes(sample["box"], tuple(patch), np.eye(len(patch)), -start.astype(np.float64))
         result["label"] = sample["label"][kept]

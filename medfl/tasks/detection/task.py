@@ -52,7 +52,9 @@ class Detection(Task):
         targets, dropped = self._targets(batch["box"], batch["label"], device)
         stacked = isinstance(images, np.ndarray)
         tensors = (
-            network_input(images, device) if stacked else [network_input(image[None], device)[0] for image in images]
+            network_input(images, device, batch.get("statistics"))
+            if stacked
+            else [network_input(image[None], device)[0] for image in images]
         )
         return DetectionBatch(tensors, targets, dropped)
 

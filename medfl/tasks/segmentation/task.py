@@ -71,7 +71,7 @@ class Segmentation(Task):
                 "mask", f"values from {label.min()} to {label.max()}", f"the {known} classes are 0 to {known - 1}"
             )
         image = _padded(batch["image"], np.float32, mean=True)
-        return Batch(network_input(image, device), torch.from_numpy(label).to(device))
+        return Batch(network_input(image, device, batch.get("statistics")), torch.from_numpy(label).to(device))
 
     def loss(self, network: "nn.Module", batch: Batch) -> "Tensor":
         return self.supervised(self.logits(network, batch), batch)

@@ -61,7 +61,9 @@ class Oracle(nn.Module):
 @pytest.fixture
 def raw_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Oracle reads class numbers, so it must see the image as it is."""
-    monkeypatch.setattr("medfl.tasks.images.network_input", lambda images, device: torch.from_numpy(images).to(device))
+    monkeypatch.setattr(
+        "medfl.tasks.images.network_input", lambda images, device, *_: torch.from_numpy(images).to(device)
+    )
 
 
 def cuboid(shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], number: int = 1) -> Mask:
