@@ -112,8 +112,18 @@ def _joined(inputs: RunInputs) -> Datalist:
         except DataError as error:
             faults.extend(error.faults)
     faults.raise_if_any(DataError)
+    first, shared = lists[0]
+    for name, datalist in lists[1:]:
+        if (datalist.task, datalist.classes) != (shared.task, shared.classes):
+            faults.add(
+                f"site {name}",
+                f"has {datalist.task} of {', '.join(datalist.classes)}, "
+                f"site {first} has {shared.task} of {', '.join(shared.classes)}",
+                "give all sites the same classes in the same order: medfl data import --classes A,B",
+            )
+    faults.raise_if_any(DataError)
     cases = [replace(case, site=name, key=f"{name}/{case.key}") for name, datalist in lists for case in datalist.cases]
-    return replace(lists[0][1], cases=tuple(cases))
+    return replace(shared, cases=tuple(cases))
 
 
 def _synthetic(inputs: RunInputs) -> Datalist:
@@ -159,6 +169,15 @@ def _check_task(study: Study, datalist: Datalist) -> None:
 
 def _check_classes(study: Study, datalist: Datalist) -> None:
     named = ", ".join(datalist.classes)
+    own = {name: number for number, name in enumerate(study.task.classes)}
+    moved = [name for number, name in enumerate(datalist.classes) if own.get(name, number) != number]
+    if moved:
+        raise StudyError.at(
+            "task.classes",
+            f"numbers {', '.join(moved)} differently from the images, whose classes are {named}",
+            f"import the images with --classes '{','.join(study.task.classes)}', or train with theirs: "
+            f"--set task.classes='[{named}]'",
+        )
     if len(datalist.classes) != len(study.task.classes):
         raise StudyError.at(
             "task.classes",
@@ -167,14 +186,28 @@ def _check_classes(study: Study, datalist: Datalist) -> None:
         )
 
 
-def _check_sites(inputs: RunInputs, found: Mapping[str, Any]) -> None:
-    evaluation, faults = inputs.study.evaluation, Faults()
+def _check_sites(inputs: RunInputs, found: Mapping[str, Sequence[Case]]) -> None:
+    evaluation, faults, known = inputs.study.evaluation, Faults(), f"sites with images: {', '.join(sorted(found))}"
     named = [("evaluation.unseen", name) for name in evaluation.unseen]
     named += [("evaluation.public", name) for name in (evaluation.public,) if name]
     named += [("--only", name) for name in (inputs.only,) if name]
+    named += [("--sites", site.name) for site in inputs.sites if site.name not in evaluation.unseen]
     for key, name in named:
         if name not in found:
-            faults.add(key, f"names {name!r}, which has no images", f"sites with images: {', '.join(sorted(found))}")
+            faults.add(key, f"names {name!r}, which has no images", known)
+    for name in evaluation.unseen:
+        if name in found and all(case.split == "train" for case in found[name]):
+            faults.add("evaluation.unseen", f"names {name!r}, which has training images only", "split its images anew")
+    public = evaluation.public
+    if public in found and not any(case.split == "val" for case in found[public]):
+        faults.add("evaluation.public", f"names {public!r}, which has no validation images", "split its images anew")
+    if inputs.only in evaluation.unseen:
+        faults.add("--only", f"names {inputs.only!r}, which evaluation.unseen keeps from training", "name another site")
+    if inputs.only and inputs.pooled:
+        faults.add("--only, --pooled", "are two different baselines", "give one of them")
+    for name in sorted(found):
+        if name == POOLED or "/" in name:
+            faults.add(f"site {name!r}", "cannot be a site's name: it has a meaning of its own", "rename it in the data")
     faults.raise_if_any(StudyError)
 
 
