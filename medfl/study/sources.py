@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -207,7 +206,9 @@ def _check_sites(inputs: RunInputs, found: Mapping[str, Sequence[Case]]) -> None
         faults.add("--only, --pooled", "are two different baselines", "give one of them")
     for name in sorted(found):
         if name == POOLED or "/" in name:
-            faults.add(f"site {name!r}", "cannot be a site's name: it has a meaning of its own", "rename it in the data")
+            faults.add(
+                f"site {name!r}", "cannot be a site's name: it has a meaning of its own", "rename it in the data"
+            )
     faults.raise_if_any(StudyError)
 
 
