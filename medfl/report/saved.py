@@ -47,7 +47,8 @@ def load_saved(path: Path) -> SavedModel:
 
     folder = model_folder(path)
     study = load_study(folder / "study.yaml")
-    task, device = build_task(study), choose_device(study)
+    # whatever it was trained on, this may be another machine
+    task, device = build_task(study), choose_device(study.model_copy(update={"device": "auto"}))
     flat = FlatNetwork(seeded(task.build, study.seed), device)
     flat.load(load_model(folder, flat.layout))
     return SavedModel(folder, study, task, flat.module, device)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from medfl.data.plans.base import PLANS
+from medfl.errors import StudyError
 from medfl.federation.aggregation.base import AGGREGATORS
 from medfl.federation.regulator.base import REGULATORS
 from medfl.federation.round import FederationParts
@@ -82,13 +83,11 @@ def build_values(study: Study) -> dict[str, Hyperparameter]:
 
 
 def choose_device(study: Study) -> "torch.device":
-    """The study's device; `auto` is CUDA, then Apple's MPS, then the CPU."""
+    """The study's device; `auto` is CUDA, then Apple's MPS, then the CPU. StudyError when it is not there."""
     import torch
 
-    if study.device != "auto":
-        return torch.device(study.device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(name for name in there if there[name]) if study.device == "auto" else study.device
+    if not there[name]:
+        raise StudyError.at("device", f"{name} is not available on this machine", "--set device=auto")
+    return torch.device(name)

@@ -8,7 +8,7 @@ import pytest
 
 from medfl.errors import StudyError
 from medfl.plugins import PluginConfig
-from medfl.study.build import build_federation, build_values
+from medfl.study.build import build_federation, build_values, choose_device
 from medfl.study.load import load_study, study_from_json
 from medfl.study.model import Study
 from medfl.study.rules import RULES, conflicts, traits
@@ -182,3 +182,14 @@ def test_each_run_gets_its_own_moving_parts() -> None:
     first, second = build_federation(made), build_federation(made)
     assert first.values["local.epochs"] is not second.values["local.epochs"]
     assert not set(map(id, first.regulator)) & set(map(id, second.regulator))
+
+
+def test_a_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert choose_device(study(device="auto")).type == choose_device(study(device="cpu")).type == "cpu"
+    for name in ("cuda", "mps"):
+        with pytest.raises(StudyError, match=f"device: {name} is not available.*device=auto"):
+            choose_device(study(device=name))
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert choose_device(study(device="auto")).type == "mps"
