@@ -209,4 +209,6 @@ def _shared_out(cases: Mapping[str, Sequence[Case]], workers: int) -> list[list[
 
 def worker_count(requested: int | None, sites: int) -> int:
     """Workers for a run: as asked, else one a core, never more than sites."""
-    return max(1, min(requested or len(os.sched_getaffinity(0)), sites))
+    # macOS does not tell which cores a process may use
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(requested or cores, sites))

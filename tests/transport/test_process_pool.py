@@ -26,6 +26,12 @@ def test_never_more_workers_than_sites() -> None:
     assert worker_count(None, 1) == 1
 
 
+def test_cores_are_counted_where_a_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert worker_count(None, 8) == 3
+
+
 def test_a_dead_worker_ends_the_run_with_its_name_and_a_remedy(tiny: Any, tmp_path: Path) -> None:
     class Killer(Observer):
         def round_started(self, plan: RoundPlan) -> None:
