@@ -42,6 +42,8 @@ def import_(
     options = ImportOptions(tuple(name.strip() for name in classes.split(",")) if classes else ())
     datalist = import_dataset(source, kind, options)
     target = _target(source, out)
+    if out is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
     save_datalist(datalist, target)
     if json:
         print_json({"datalist": str(target), "notes": options.notes, **_summary(datalist)})

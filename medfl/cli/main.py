@@ -1,9 +1,11 @@
 """The `medfl` command. Commands parse, call and print; what they call is imported when they run."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from medfl import __version__
 from medfl.cli import data, model, simulate, site, study, synth
 from medfl.cli.output import console
 from medfl.errors import MedflError
@@ -35,8 +37,24 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Federated training of medical-imaging models across hospitals.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medfl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Federated training of medical-imaging models across hospitals."""
+
+
 app.command()(simulate.simulate)
 app.command()(model.evaluate)
 app.command()(model.predict)

@@ -89,7 +89,7 @@ def _inputs(
     only: str | None,
 ) -> "RunInputs":
     from medfl.study.load import load_sites, load_study
-    from medfl.study.sources import RunInputs, adopt_classes, default_cache
+    from medfl.study.sources import RunInputs, adapt_to_images, default_cache
 
     if study is None:
         raise InputError.at("STUDY", "is missing", "give a study file, or --resume RUN")
@@ -108,10 +108,10 @@ def _inputs(
         pooled=pooled,
         only=only,
     )
-    adopted = adopt_classes(inputs)
-    if adopted.study.task.classes != inputs.study.task.classes:
-        console.print(f"classes are those of the images: {', '.join(adopted.study.task.classes)}", highlight=False)
-    return adopted
+    adapted, notes = adapt_to_images(inputs)
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    return adapted
 
 
 def _site_folder(study: Path) -> Path | None:

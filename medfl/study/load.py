@@ -133,7 +133,8 @@ def _fault(model: type[BaseModel], item: dict[str, Any], where: str) -> Fault:
     if kind == "union_tag_not_found":
         return Fault(place, "does not say its kind", "give a name, or a mapping with `kind`")
     what = item["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-    return Fault(place, f"{what[:1].lower()}{what[1:]}, found {_short(item['input'])}", "")
+    found = "" if isinstance(item["input"], dict) else f", found {_short(item['input'])}"
+    return Fault(place, f"{what[:1].lower()}{what[1:]}{found}", "")
 
 
 def _short(value: Any) -> str:

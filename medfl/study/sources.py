@@ -88,14 +88,29 @@ def open_datalist(inputs: RunInputs) -> Datalist:
     return find_datalist(path)
 
 
-def adopt_classes(inputs: RunInputs) -> RunInputs:
-    """With images given in place of the study's own (`data`), the classes are those of the images."""
+def adapt_to_images(inputs: RunInputs) -> tuple[RunInputs, list[str]]:
+    """With images given in place of the study's own (`data`), what the study says of its images gives way to them.
+
+    The classes are those of the images, and unseen sites that the images do not have are left out. Also returns a
+    note for each change, to be shown.
+    """
     if inputs.data is None:
-        return inputs
+        return inputs, []
+    study, notes = inputs.study, []
     datalist = open_datalist(inputs)
-    _check_task(inputs.study, datalist)
-    task = inputs.study.task.model_copy(update={"classes": datalist.classes})
-    return inputs.model_copy(update={"study": inputs.study.model_copy(update={"task": task})})
+    _check_task(study, datalist)
+    if datalist.classes != study.task.classes:
+        notes.append(f"classes are those of the images: {', '.join(datalist.classes)}")
+    there = {case.site for case in datalist.cases}
+    absent = [name for name in study.evaluation.unseen if name not in there]
+    if absent and any(there):
+        notes.append(f"the images have no unseen site {', '.join(absent)}")
+    unseen = tuple(name for name in study.evaluation.unseen if name in there)
+    changed = {
+        "task": study.task.model_copy(update={"classes": datalist.classes}),
+        "evaluation": study.evaluation.model_copy(update={"unseen": unseen}),
+    }
+    return inputs.model_copy(update={"study": study.model_copy(update=changed)}), notes
 
 
 def _joined(inputs: RunInputs) -> Datalist:

@@ -12,7 +12,7 @@ import pytest
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
 from medfl.study.load import load_study
-from medfl.study.sources import RunInputs, adopt_classes, default_cache
+from medfl.study.sources import RunInputs, adapt_to_images, default_cache
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -24,7 +24,7 @@ def inputs(study: str, data: str, *overrides: str) -> RunInputs:
     if not (DATA / data).exists():
         pytest.skip(f"the public data set {data} is not there")
     read = load_study(ROOT / "configs" / "public" / study, overrides)
-    return adopt_classes(RunInputs(study=read, data=DATA / data, cache=default_cache()))
+    return adapt_to_images(RunInputs(study=read, data=DATA / data, cache=default_cache()))[0]
 
 
 def run(inputs: RunInputs, out: Path, **changes: Any) -> dict[str, Any]:

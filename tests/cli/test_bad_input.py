@@ -120,6 +120,16 @@ def test_another_number_of_classes_is_adopted_from_the_images_and_said(tiny: Any
     assert "other" in (tmp_path / "run" / "model" / "study.yaml").read_text()
 
 
+def test_an_unseen_site_that_the_images_do_not_have_is_left_out_and_said(tiny: Any, tmp_path: Path) -> None:
+    data = folder_of_images(tmp_path / "data", {"here": 6, "there": 6})
+    changed(tiny, stop={"rounds": 1})
+    arguments = ["simulate", str(tiny.study), "--data", str(data), "--out", str(tmp_path / "run"), "--json"]
+    done = runner.invoke(app, [*arguments, "--workers", "1", "--no-report"])
+    assert done.exit_code == 0, done.output
+    assert "no unseen site north" in done.stderr
+    assert json.loads(done.stdout)["metrics"]["unseen"] == {}
+
+
 def test_help_is_fast_to_import_and_needs_nothing_heavy() -> None:
     code = (
         "import sys, medfl.cli.main; print([m for m in ('torch', 'monai', 'numpy', 'sqlalchemy') if m in sys.modules])"
