@@ -8,6 +8,7 @@ with their type, shape and checksum: no pickle.
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,13 @@ class Journal:
     @classmethod
     def create(cls, path: Path, facts: Mapping[str, Any]) -> "Journal":
         """A new journal that opens with these facts about the run; InputError when there is one already."""
-        if path.exists():
-            raise InputError.at(path, "exists already", "resume it with --resume, or choose another folder")
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise InputError.at(path, "exists already", "resume it with --resume, or choose another folder") from error
         journal = cls(_connect(path), path)
-        _metadata.create_all(journal._engine)
-        with journal._engine.begin() as connection:
+        with journal._transaction() as connection:
+            _metadata.create_all(connection)
             for key, value in {"schema": SCHEMA, **facts}.items():
                 connection.execute(insert(_run).values(key=key, value=value))
         return journal
@@ -103,7 +106,7 @@ class Journal:
         journal = cls(_connect(path), path)
         try:
             schema = journal.fact("schema")
-        except (DatabaseError, KeyError) as error:
+        except (RunError, KeyError) as error:
             raise InputError.at(path, "is not a journal of medfl", "give the folder of a run") from error
         if schema != SCHEMA:
             raise InputError.at(
@@ -113,20 +116,20 @@ class Journal:
 
     def fact(self, key: str) -> Any:
         """A fact about the run; KeyError when it is not there."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             row = connection.execute(select(_run.c.value).where(_run.c.key == key)).first()
         if row is None:
             raise KeyError(key)
         return row[0]
 
     def set_fact(self, key: str, value: Any) -> None:
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(delete(_run).where(_run.c.key == key))
             connection.execute(insert(_run).values(key=key, value=value))
 
     def note(self, round_: int, kind: str, detail: Mapping[str, Any], site: str = "") -> None:
         """Append one event to the audit trail."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _append(connection, [_event(round_, site, kind, detail)])
 
     def commit(
@@ -135,10 +138,11 @@ class Journal:
         """A finished round: its record, its verdicts by site, and the state that follows it; all or nothing."""
         now = datetime.now(UTC)
         number = int(record["round"])
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(insert(_rounds).values(number=number, record=dict(record), committed_at=now))
             _append(connection, [_event(number, site, "verdict", detail) for site, detail in verdicts.items()])
-            connection.execute(delete(_run).where(_run.c.key == "state"))
+            # a summary is about the last round: a run that goes on has none
+            connection.execute(delete(_run).where(_run.c.key.in_(("state", "summary"))))
             connection.execute(insert(_run).values(key="state", value=dict(plain)))
             for name, array in arrays.items():
                 _write(connection, name, array)
@@ -149,7 +153,7 @@ class Journal:
             plain = self.fact("state")
         except KeyError:
             return None
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(select(_arrays).order_by(_arrays.c.name, _arrays.c.chunk)).all()
         pieces: dict[str, list[Any]] = {}
         for row in rows:
@@ -158,13 +162,13 @@ class Journal:
 
     def rounds(self) -> Iterator[dict[str, Any]]:
         """The records of all committed rounds, in order."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             for row in connection.execute(select(_rounds.c.record).order_by(_rounds.c.number)):
                 yield row[0]
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The audit trail, in order."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             for row in connection.execute(select(_events).order_by(_events.c.id)):
                 yield {
                     "round": row.round,
@@ -176,6 +180,16 @@ class Journal:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """All or nothing; RunError when the file cannot be read or written."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            remedy = "see that there is room and that no other process uses the run, then go on with --resume"
+            raise RunError.at(self.path, f"cannot be used: {error.orig}", remedy) from error
 
 
 def _connect(path: Path) -> Engine:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from medfl.coordinator import records
 from medfl.coordinator.files import append_line, save_model, write_json, write_lines
 from medfl.coordinator.journal import Arrays, Journal
@@ -72,17 +74,22 @@ class Runner:
         self._federation: Federation
         self._journal: Journal
         self._layout: Layout
+        self._initial: FloatVector | None = None
         self._started = time.perf_counter()
         infos = tuple(sorted(transport.open(), key=lambda info: info.name))
         self._opened = Opened(infos, assignment.unseen)
-        self._check_metrics()
+        self._check_stop()
         if not self._opened.training:
             raise StudyError.at("study", "no site has training images", "check the data with `medfl data stats`")
 
-    def _check_metrics(self) -> None:
-        """StudyError when the study's target names a metric that the task does not have."""
+    def _check_stop(self) -> None:
+        """StudyError when the study's target names a metric that the task does not have, or nothing can meet it."""
         known = sorted({metric.name for metric in self._task.metrics(self._task.empty())})
-        target = self.study.stop.target
+        target, patience = self.study.stop.target, self.study.stop.patience
+        if (target or patience) and not self._opened.holding("val"):
+            raise StudyError.at(
+                "stop", "has a target or patience, and no site has validation images", "change data.split, or drop them"
+            )
         if target is not None and target.metric not in known:
             raise StudyError.at(
                 "stop.target.metric", f"{target.metric!r} is not known", f"use one of: {', '.join(known)}"
@@ -90,8 +97,7 @@ class Runner:
 
     def start(self) -> None:
         """Make the run folder and its journal; InputError when the folder holds a run already."""
-        if self.out.exists() and any(self.out.iterdir()):
-            raise InputError.at(self.out, "is not empty", "choose another --out, or --resume it")
+        _refuse_used(self.out)
         model, self._layout = self._transport.initial_model()
         self.out.mkdir(parents=True, exist_ok=True)
         facts = {
@@ -100,7 +106,7 @@ class Runner:
             "versions": records.versions(),
         }
         self._journal = Journal.create(self.out / "journal.db", facts)
-        self._federation = Federation(build_federation(self.study), self.study.seed, model)
+        self._begin_with(model)
 
     def resume(self) -> None:
         """Go on from the last committed round of the folder's journal."""
@@ -108,12 +114,23 @@ class Runner:
         model, self._layout = self._transport.initial_model()
         if self._layout.to_json() != self._journal.fact("layout"):
             raise RunError.at(self.out, "holds a run of another network", "use the versions in its summary")
+        self._begin_with(model)
+        self._transport.restore(_site_states(self._go_back()))
+
+    def _begin_with(self, model: FloatVector) -> None:
+        self._initial = model.copy()
         self._federation = Federation(build_federation(self.study), self.study.seed, model)
+
+    def _go_back(self) -> Arrays:
+        """Take the federation to the last committed round; all arrays of that round."""
         kept = self._journal.state()
-        if kept is not None:
-            plain, arrays = kept
-            self._federation.restore(plain, {name: array.copy() for name, array in arrays.items() if "/" not in name})
-            self._transport.restore(_site_states(arrays))
+        if kept is None:
+            if self._initial is not None:
+                self._begin_with(self._initial)
+            return {}
+        plain, arrays = kept
+        self._federation.restore(plain, {name: array for name, array in arrays.items() if "/" not in name})
+        return arrays
 
     def run(self) -> dict[str, Any]:
         """Rounds until the study's stop; the summary that was written."""
@@ -131,6 +148,8 @@ class Runner:
                 reason = stopped_by(self.study.stop, self._task.primary, done)
         except KeyboardInterrupt:
             reason = "operator"
+            # the round that was cut short may have moved the model already
+            self._go_back()
         summary = self._finish(done, reason, start_up)
         self._observer.ended(summary)
         return summary
@@ -192,6 +211,7 @@ class Runner:
             plain, arrays = self._federation.state()
             failed = {site: {"outcome": "failed", "reason": reason} for site, reason in record["failed"].items()}
             self._journal.commit(record, plain, {**arrays, **changed}, {**record["verdicts"], **failed})
+        self._initial = None
         record["seconds"]["commit"] = round(clock.seconds["commit"], 6)
         return record
 
@@ -254,6 +274,11 @@ class Runner:
         return summary
 
 
+def _refuse_used(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError.at(out, "is not empty", "choose another --out, or --resume it")
+
+
 def _count_bytes(traffic: dict[str, Any], site: str, delivery: Delivery) -> None:
     traffic["up_bytes"] += delivery.up_bytes
     traffic["down_bytes"] += delivery.down_bytes
@@ -285,6 +310,8 @@ def simulate(
     inputs: RunInputs, out: Path, observer: Observer, *, workers: int | None = None, resume: bool = False
 ) -> dict[str, Any]:
     """Run (or go on with) a whole federation on this machine; the summary."""
+    if not resume:
+        _refuse_used(out)
     assignment = assign_cases(inputs)
     transport = make_transport(inputs, assignment, workers)
     try:
@@ -303,5 +330,7 @@ def inputs_of(run: Path) -> RunInputs:
     journal = Journal.open(run / "journal.db")
     try:
         return RunInputs.model_validate(journal.fact("inputs"))
+    except (KeyError, ValidationError) as error:
+        raise InputError.at(run, "was started with inputs that this version cannot read", "use that version") from error
     finally:
         journal.close()

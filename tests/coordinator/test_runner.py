@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
+from sqlalchemy.exc import OperationalError
 
 from medfl.coordinator.journal import Journal
 from medfl.coordinator.observer import Observer
@@ -19,6 +20,7 @@ from medfl.coordinator.runner import inputs_of, simulate
 from medfl.errors import InputError, RunError
 from medfl.federation.round import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
+from medfl.transport.in_process import InProcess
 
 
 def model_bytes(run: Path) -> bytes:
@@ -226,6 +228,63 @@ def test_an_operator_may_stop_and_go_on(tiny: Any, tmp_path: Path) -> None:
     assert (summary["stopped_by"], summary["rounds_completed"]) == ("operator", 1)
     summary = simulate(inputs_of(tmp_path / "run"), tmp_path / "run", Observer(), workers=1, resume=True)
     assert (summary["stopped_by"], summary["rounds_completed"]) == ("rounds", 3)
+
+
+@pytest.mark.parametrize("round_", [1, 2])
+def test_a_round_cut_short_while_it_is_evaluated_leaves_no_trace(tiny: Any, tmp_path: Path, round_: int) -> None:
+    class Stop(Observer):
+        rounds = 0
+
+        def round_started(self, plan: RoundPlan) -> None:
+            self.rounds = plan.round
+
+        def evaluating(self, split: str, site: str) -> None:
+            if split == "val" and self.rounds == round_:
+                raise KeyboardInterrupt
+
+    summary = simulate(tiny.inputs(), tmp_path / "run", Stop(), workers=1)
+    assert (summary["stopped_by"], summary["rounds_completed"]) == ("operator", round_ - 1)
+    journal = Journal.open(tmp_path / "run" / "journal.db")
+    kept = journal.state()
+    journal.close()
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    network, layout = InProcess(tiny.inputs(), {}).initial_model()
+    expected = layout.views(network if kept is None else kept[1]["model"])
+    assert (kept is None) == (round_ == 1)
+    assert all((saved[name] == tensor).all() for name, tensor in expected.items())
+
+
+def test_a_full_disk_is_said(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr("medfl.coordinator.journal._write", full)
+    with pytest.raises(RunError, match=r"journal.db: cannot be used: database or disk is full.*--resume"):
+        simulate(tiny.inputs(), tmp_path / "run", Observer(), workers=1)
+    monkeypatch.undo()
+    summary = simulate(inputs_of(tmp_path / "run"), tmp_path / "run", Observer(), workers=1, resume=True)
+    assert summary["rounds_completed"] == 3
+
+
+def test_a_journal_is_made_once(tmp_path: Path) -> None:
+    Journal.create(tmp_path / "journal.db", {}).close()
+    with pytest.raises(InputError, match="exists already"):
+        Journal.create(tmp_path / "journal.db", {})
+    with pytest.raises(InputError, match="cannot read"):
+        inputs_of(tmp_path)
+
+
+def test_a_run_that_goes_on_has_no_summary(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "journal.db", {"summary": {}})
+    journal.commit({"round": 1}, {}, {}, {})
+    with pytest.raises(KeyError):
+        journal.fact("summary")
+    journal.close()
+
+
+def test_patience_without_validation_images_is_refused(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no site has validation images"):
+        simulate(tiny.inputs("stop.patience=2", "data.split=[8, 0, 2]"), tmp_path / "run", Observer(), workers=1)
 
 
 def test_damaged_state_is_not_trusted(tiny: Any, tmp_path: Path) -> None:
