@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medfl.cli.main import app, main
+from medfl.cli.simulate import _next_folder
 
 runner = CliRunner()
 
@@ -145,3 +146,33 @@ def test_every_command_shows_an_example() -> None:
         shown = runner.invoke(app, [*command, "--help"])
         assert shown.exit_code == 0
         assert "Example: medfl " + " ".join(command) in " ".join(shown.stdout.split()), command
+
+
+def test_a_resumed_run_takes_no_other_inputs(tiny: Any, capsys: Any, tmp_path: Path) -> None:
+    printed = simulate(tiny, capsys, "--resume", str(tmp_path), "--rounds", "9", "--pooled", "--set", "seed=1")
+    assert "STUDY, --sites, --rounds, --out, --set, --pooled" in printed
+    assert "cannot be given with --resume" in printed
+
+
+def test_each_run_without_a_folder_gets_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [_next_folder("a").name for _ in range(3)] == ["a-001", "a-002", "a-003"]
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", str(tiny.study), "--sites", str(tiny.sites), "--only", "nobody", "--workers", "1"])
+    assert caught.value.code == 2
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_the_file_system_refuses_is_said_without_a_traceback(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", str(tiny.study), "--sites", str(tiny.sites), "--workers", "1"])
+    assert caught.value.code == 1
+    assert "runs" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""Broken and hostile sites on real chest X-rays: with the regulator the model is as good as without that site."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medfl.coordinator.observer import Observer
+from medfl.coordinator.runner import simulate
+from medfl.study.load import load_sites, load_study
+from medfl.study.sources import RunInputs, adapt_to_images, default_cache
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("MEDFL_TEST_DATA", ROOT.parent / "shared" / "data")) / "pneumonia_mnist"
+REGULATOR = "federation.regulator=[finite, norm_history, validation]"
+NONE = "federation.regulator=[]"
+POINTS = 0.02
+
+
+class Trial:
+    """Six short rounds over site1..site4, site1 with a fault; the common images are public."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def auroc(self, fault: dict[str, Any] | None, *overrides: str, unseen: str = "[common]") -> float:
+        name = f"run{len(list(self.folder.iterdir()))}"
+        sites = self.folder / name / "sites"
+        sites.mkdir(parents=True)
+        for site in ("site1", "site2", "site3", "site4", "common"):
+            content = {"name": site, **({"fault": fault} if fault and site == "site1" else {})}
+            (sites / f"{site}.yaml").write_text(yaml.safe_dump(content))
+        short = ["stop.rounds=6", "local.max_steps=40", f"evaluation.unseen={unseen}", "evaluation.public=common"]
+        study = load_study(ROOT / "configs" / "public" / "pneumonia_mnist.yaml", [*short, *overrides])
+        given = RunInputs(study=study, data=DATA, sites=tuple(load_sites(sites)), cache=default_cache())
+        summary = simulate(adapt_to_images(given)[0], self.folder / name / "run", Observer())
+        return float(summary["metrics"]["unseen"]["common"]["auroc"]["value"])
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    if not DATA.exists():
+        pytest.skip("the public data set pneumonia_mnist is not there")
+    return Trial(tmp_path_factory.mktemp("regulator"))
+
+
+@pytest.fixture(scope="module")
+def without_the_site(trial: Trial) -> float:
+    return trial.auroc(None, REGULATOR, unseen="[common, site1]")
+
+
+@pytest.mark.parametrize("fault", [{"kind": "nan"}, {"kind": "scale", "factor": 100}], ids=["nan", "100x"])
+def test_destructive_updates_are_refused(trial: Trial, without_the_site: float, fault: dict[str, Any]) -> None:
+    assert trial.auroc(fault, REGULATOR) >= without_the_site - POINTS
+    assert trial.auroc(fault, NONE) < without_the_site - POINTS
+
+
+def test_flipped_labels_do_no_harm(trial: Trial, without_the_site: float) -> None:
+    assert trial.auroc({"kind": "flip_labels", "share": 0.4}, REGULATOR) >= without_the_site - POINTS
