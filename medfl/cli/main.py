@@ -8,7 +8,7 @@ import typer
 from medfl import __version__
 from medfl.cli import data, model, simulate, site, study, synth
 from medfl.cli.output import console
-from medfl.errors import MedflError
+from medfl.errors import MedflError, RunError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -18,6 +18,9 @@ def main(arguments: list[str] | None = None) -> None:
     except MedflError as error:
         _report(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        _report(RunError.at(error.filename or "a file", str(error.strerror or error), "check its rights and the room"))
+        sys.exit(RunError.exit_code)
 
 
 def _report(error: MedflError) -> None:

@@ -49,7 +49,9 @@ def simulate(
     sink: Annotated[
         list[str] | None, typer.Option(help="Also send metrics to: tensorboard, mlflow. Repeatable.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Cache folder; default: $MEDFL_CACHE.", show_default=False)] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Cache folder; default: $MEDFL_CACHE, else ~/.cache/medfl.", show_default=False)
+    ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html and the model card.")] = True,
     json: Json = False,
 ) -> None:
@@ -63,18 +65,39 @@ def simulate(
     from medfl.coordinator.runner import simulate as run
 
     if resume is not None:
+        given: dict[str, Any] = {
+            "STUDY": study,
+            "--sites": sites,
+            "--data": data,
+            "--rounds": rounds,
+            "--seed": seed,
+            "--out": out,
+        }
+        given |= {"--set": overrides or None, "--cache": cache, "--pooled": pooled or None, "--only": only}
+        _refuse_with_resume([name for name, value in given.items() if value is not None])
         inputs, folder = inputs_of(resume), resume
     else:
         inputs = _inputs(study, sites, data, rounds, seed, overrides or [], cache, pooled, only)
         folder = out or _next_folder(inputs.study.name)
-    observers = [make_progress(console, _primary(inputs)), *_sinks(sink or [], folder)]
-    summary = run(inputs, folder, Observers(observers), workers=workers, resume=resume is not None)
+    try:
+        observers = [make_progress(console, _primary(inputs)), *_sinks(sink or [], folder)]
+        summary = run(inputs, folder, Observers(observers), workers=workers, resume=resume is not None)
+    finally:
+        if resume is None and out is None and not any(folder.iterdir()):
+            folder.rmdir()
     if report:
         _write_report(folder)
     if json:
         print_json({"run": str(folder), **summary})
     else:
         _print_summary(folder, summary)
+
+
+def _refuse_with_resume(given: list[str]) -> None:
+    if given:
+        raise InputError.at(
+            ", ".join(given), "cannot be given with --resume: a run keeps what it was started with", "leave it out"
+        )
 
 
 def _inputs(
@@ -120,10 +143,16 @@ def _site_folder(study: Path) -> Path | None:
 
 
 def _next_folder(name: str) -> Path:
+    """A new folder, made at once so that two runs that start together do not choose the same."""
     number = 1
-    while (folder := Path("runs") / f"{name}-{number:03d}").exists():
-        number += 1
-    return folder
+    while True:
+        folder = Path("runs") / f"{name}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
 
 
 def _primary(inputs: "RunInputs") -> str:

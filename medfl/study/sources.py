@@ -213,7 +213,7 @@ def _check_sites(inputs: RunInputs, found: Mapping[str, Sequence[Case]]) -> None
         if name in found and all(case.split == "train" for case in found[name]):
             faults.add("evaluation.unseen", f"names {name!r}, which has training images only", "split its images anew")
     public = evaluation.public
-    if public in found and not any(case.split == "val" for case in found[public]):
+    if public is not None and public in found and not any(case.split == "val" for case in found[public]):
         faults.add("evaluation.public", f"names {public!r}, which has no validation images", "split its images anew")
     if inputs.only in evaluation.unseen:
         faults.add("--only", f"names {inputs.only!r}, which evaluation.unseen keeps from training", "name another site")

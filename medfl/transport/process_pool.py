@@ -168,7 +168,7 @@ class _Worker:
             raise RunError.at(
                 f"worker process for {', '.join(self.sites)}",
                 f"ended with code {self._process.exitcode}",
-                "if the machine ran out of memory use fewer --workers; resume the run with --resume",
+                "its own message may stand above; if memory ran out use fewer --workers; go on with --resume",
             ) from error
         header, _ = unpack(message)
         if header.get("answer") == "error":

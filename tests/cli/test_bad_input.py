@@ -21,7 +21,9 @@ def simulate(tiny: Any, capsys: pytest.CaptureFixture[str], *arguments: str) -> 
     """Run `medfl simulate` on the tiny study, expect exit code 2 and no run folder; what was printed on stderr."""
     out = tiny.folder / "run"
     with pytest.raises(SystemExit) as caught:
-        main(["simulate", str(tiny.study), "--sites", str(tiny.sites), "--out", str(out), "--workers", "1", *arguments])
+        # --data brings its own sites
+        sites = [] if "--data" in arguments else ["--sites", str(tiny.sites)]
+        main(["simulate", str(tiny.study), *sites, "--out", str(out), "--workers", "1", *arguments])
     assert caught.value.code == 2
     assert not out.exists()
     captured = capsys.readouterr()
