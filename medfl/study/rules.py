@@ -80,8 +80,14 @@ RULES = (
     Rule(
         "dimensions",
         frozenset({"data:other-dimensions"}),
-        "task.spatial_dims differs from the number of axes of data.preprocess.size",
-        "give one size for each space axis",
+        "task.spatial_dims differs from the number of axes of data.preprocess.size or spacing",
+        "give one number for each space axis",
+    ),
+    Rule(
+        "channels",
+        frozenset({"data:other-channels"}),
+        "data.preprocess.channels differs from task.in_channels, which is what the network takes",
+        "give both the same number",
     ),
     Rule(
         "patch-dimensions",
@@ -151,9 +157,13 @@ def _of_the_whole(study: Study) -> Iterator[str]:
         yield "evaluation:no-public"
     elif study.evaluation.public not in study.evaluation.unseen:
         yield "evaluation:public-trains"
-    size = study.data.preprocess.size
-    if size is not None and len(size) != study.task.spatial_dims:
+    preprocess = study.data.preprocess
+    # size and spacing have the same number of axes
+    axes = preprocess.size or preprocess.spacing
+    if axes is not None and len(axes) != study.task.spatial_dims:
         yield "data:other-dimensions"
+    if preprocess.channels != study.task.in_channels:
+        yield "data:other-channels"
     patch = None if study.data.augment is None else study.data.augment.patch
     if patch is not None:
         yield "data:patches"

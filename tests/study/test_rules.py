@@ -117,6 +117,10 @@ REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] 
         lambda: study(CLASSIFICATION | {"data": CLASSIFICATION["data"] | {"preprocess": {"size": [32, 32, 32]}}}),
         lambda: study(CLASSIFICATION | {"data": CLASSIFICATION["data"] | {"preprocess": {"spacing": [1, 1]}}}),
     ),
+    "channels": (
+        lambda: study(CLASSIFICATION | {"data": CLASSIFICATION["data"] | {"preprocess": {"channels": 3}}}),
+        lambda: study(CLASSIFICATION | {"task": CLASSIFICATION["task"] | {"in_channels": 1}}),
+    ),
     "patch-dimensions": (
         lambda: cut(SEGMENTATION, [16, 16, 16]),
         lambda: cut(SEGMENTATION, [16, 16]),
@@ -144,6 +148,12 @@ def test_each_rule_refuses_its_combination_and_not_the_nearest_that_works(name: 
 def test_the_base_studies_are_without_conflict() -> None:
     for base in (CLASSIFICATION, SEGMENTATION):
         assert broken(study(base)) == set()
+
+
+@pytest.mark.parametrize("axes", [{"spacing": [1, 1, 1]}, {"size": [8, 8, 8], "spacing": [1, 1, 1]}])
+def test_the_axes_of_a_spacing_count_like_those_of_a_size(axes: dict[str, Any]) -> None:
+    made = study(CLASSIFICATION | {"data": CLASSIFICATION["data"] | {"preprocess": axes}})
+    assert broken(made) == {"dimensions"}
 
 
 def test_all_conflicts_come_at_once(tmp_path: Path) -> None:
