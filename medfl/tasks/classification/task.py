@@ -107,7 +107,7 @@ class Classification(Task):
         total = self.empty()
         with evaluating(network):
             for batch in self._batches(samples, chosen, device):
-                logits = network(batch.image).double().cpu().numpy()
+                logits = network(batch.image).cpu().double().numpy()  # Apple's MPS has no float64
                 add(total, metrics.of_batch(logits, batch.label.cpu().numpy()))
         return total
 
@@ -129,7 +129,7 @@ class Classification(Task):
 
         with evaluating(network):
             logits = network(network_input(_stacked([sample["image"]]), device))
-        probabilities = logits.double().softmax(dim=1)[0].tolist()
+        probabilities = logits.cpu().double().softmax(dim=1)[0].tolist()
         return Prediction({"probabilities": dict(zip(self.config.classes, probabilities, strict=True))})
 
     def overlay(self, image: Array, prediction: Prediction, truth: Sample | None, path: Path) -> None:
