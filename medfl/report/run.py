@@ -58,7 +58,7 @@ def _from_journal(folder: Path) -> RunRecord:
         try:
             summary, notes = journal.fact("summary"), []
         except KeyError:
-            summary = _unfinished(inputs["study"], rounds, journal.fact("versions"))
+            summary = _unfinished(inputs, rounds, journal.fact("versions"))
             notes = ["The run has not ended: it goes on, or it was interrupted. There is no final evaluation."]
     finally:
         journal.close()
@@ -69,12 +69,13 @@ def _from_journal(folder: Path) -> RunRecord:
     return RunRecord(folder, summary, rounds, inputs["study"], faults, replaced, started, ended, tuple(notes))
 
 
-def _unfinished(study: Mapping[str, Any], rounds: tuple[Any, ...], versions: Mapping[str, str]) -> dict[str, Any]:
+def _unfinished(inputs: Mapping[str, Any], rounds: tuple[Any, ...], versions: Mapping[str, str]) -> dict[str, Any]:
+    study = inputs["study"]
     return {
         "study": study["name"],
         "task": study["task"]["kind"],
         "seed": study["seed"],
-        "baseline": None,
+        "baseline": "pooled" if inputs["pooled"] else inputs["only"],
         "rounds_completed": len(rounds),
         "stopped_by": None,
         "primary": TASKS.load(study["task"]["kind"]).primary,  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medfl.coordinator.journal import Journal
 from medfl.coordinator.records import metrics_json
 from medfl.errors import InputError
 from medfl.report import participation, views
@@ -136,6 +137,15 @@ def test_odd_runs_have_a_report(make_run, options, said):
     page = page_of(make_run(**options))
     assert page.faults == [] and said in words(page)
     assert "nan" not in words(page).lower().split() and "None" not in words(page)
+
+
+def test_a_baseline_is_one_before_it_has_ended(make_run):
+    run = make_run(rounds=2, ended=False)
+    assert "centralised baseline" not in words(page_of(run))
+    journal = Journal.open(run / "journal.db")
+    journal.set_fact("inputs", journal.fact("inputs") | {"pooled": True})
+    journal.close()
+    assert "centralised baseline" in words(page_of(run))
 
 
 def test_fifty_sites(make_run):
