@@ -136,7 +136,12 @@ def _joined(inputs: RunInputs) -> Datalist:
                 "give all sites the same classes in the same order: medfl data import --classes A,B",
             )
     faults.raise_if_any(DataError)
-    cases = [replace(case, site=name, key=f"{name}/{case.key}") for name, datalist in lists for case in datalist.cases]
+    # keys and patients' identifiers are each hospital's own: equal ones mean nothing
+    cases = [
+        replace(case, site=name, key=f"{name}/{case.key}", patient=f"{name}/{case.patient}" if case.patient else "")
+        for name, datalist in lists
+        for case in datalist.cases
+    ]
     return replace(shared, cases=tuple(cases))
 
 

@@ -50,6 +50,15 @@ def test_sites_with_data_of_their_own_must_agree_on_classes(tiny: Any, tmp_path:
         assign_cases(inputs.model_copy(update={"sites": tuple(pair)}))
 
 
+def test_equal_names_of_files_and_patients_at_two_hospitals_are_different_people(tiny: Any, tmp_path: Path) -> None:
+    inputs = tiny.inputs("evaluation.unseen=[]")
+    folders = {name: images(tmp_path / name, {"x": ALL}) for name in ("east", "west")}
+    pair = [site.model_copy(update={"data": folders[site.name]}) for site in inputs.sites if site.name in folders]
+    cases = assign_cases(inputs.model_copy(update={"sites": tuple(pair)})).cases
+    assert {site: len(own) for site, own in cases.items()} == {"east": 4, "west": 4}
+    assert len({case.patient for own in cases.values() for case in own}) == 8
+
+
 def test_site_files_without_images_are_named(tiny: Any, tmp_path: Path) -> None:
     data = images(tmp_path / "data", {"east": ALL, "south": ALL, "west": ALL})
     sites = tiny.inputs().sites
