@@ -88,7 +88,7 @@ class Journal:
     def create(cls, path: Path, facts: Mapping[str, Any]) -> "Journal":
         """A new journal that opens with these facts about the run; InputError when there is one already."""
         try:
-            path.touch(exist_ok=False)
+            path.touch(mode=0o600, exist_ok=False)  # it holds the sites' private arrays
         except FileExistsError as error:
             raise InputError.at(path, "exists already", "resume it with --resume, or choose another folder") from error
         journal = cls(_connect(path), path)

@@ -268,6 +268,7 @@ def test_a_full_disk_is_said(tiny: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_journal_is_made_once(tmp_path: Path) -> None:
     Journal.create(tmp_path / "journal.db", {}).close()
+    assert (tmp_path / "journal.db").stat().st_mode & 0o077 == 0
     with pytest.raises(InputError, match="exists already"):
         Journal.create(tmp_path / "journal.db", {})
     with pytest.raises(InputError, match="cannot read"):
