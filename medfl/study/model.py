@@ -155,7 +155,10 @@ class SimulatedFault(Section):
 class Policy(Section):
     """What a hospital allows; wins over the study."""
 
-    tasks: tuple[str, ...] = Field(("classification", "detection", "segmentation"), description="tasks allowed here")
+    tasks: tuple[str, ...] = Field(
+        ("classification", "detection", "segmentation"),
+        description="tasks that the images may be used for, also to evaluate",
+    )
     minimum_cases: int = Field(1, ge=1, description="refuse to train on fewer cases")
 
 

@@ -268,7 +268,7 @@ def load_site_data(inputs: RunInputs, site: str, cases: Sequence[Case]) -> SiteD
     policy = next((known.policy for known in inputs.sites if known.name == site), None)
     trains = any(case.split == "train" for case in cases)
     minimum = max(study.data.minimum_cases, policy.minimum_cases if policy else 1) if trains else 0
-    if policy and trains and study.task.kind not in policy.tasks:
+    if policy and study.task.kind not in policy.tasks:
         raise StudyError.at(
             f"site {site}", f"its policy does not allow {study.task.kind}", "ask the site's data steward"
         )

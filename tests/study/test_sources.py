@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medfl.errors import InputError
-from medfl.study.sources import assign_cases
+from medfl.study.sources import assign_cases, load_site_data
 
 
 def images(root: Path, sites: dict[str, list[str]], classes: tuple[str, ...] = ("normal", "pneumonia")) -> Path:
@@ -57,6 +57,16 @@ def test_equal_names_of_files_and_patients_at_two_hospitals_are_different_people
     cases = assign_cases(inputs.model_copy(update={"sites": tuple(pair)})).cases
     assert {site: len(own) for site, own in cases.items()} == {"east": 4, "west": 4}
     assert len({case.patient for own in cases.values() for case in own}) == 8
+
+
+@pytest.mark.parametrize("baseline", [{}, {"pooled": True}, {"only": "west"}])
+def test_a_policy_also_keeps_images_from_evaluation(tiny: Any, baseline: dict[str, Any]) -> None:
+    (tiny.sites / "east.yaml").write_text("{name: east, policy: {tasks: [detection]}}")
+    inputs = tiny.inputs().model_copy(update=baseline)
+    cases = assign_cases(inputs).cases
+    assert load_site_data(inputs, "west", cases["west"]).splits
+    with pytest.raises(InputError, match="site east: its policy does not allow classification"):
+        load_site_data(inputs, "east", cases["east"])
 
 
 def test_site_files_without_images_are_named(tiny: Any, tmp_path: Path) -> None:
