@@ -94,8 +94,3 @@ def initialise(network: nn.Module) -> None:
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable values."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-def device_of(network: nn.Module) -> torch.device:
-    """Where the network's parameters lie."""
-    return next(network.parameters()).device
