@@ -6,7 +6,6 @@ GroupNorm, Wu & He 2018, arXiv 1803.08494). Nothing acts in place, so per-sample
 
 from math import gcd
 
-import torch
 from torch import Tensor, nn
 
 from medfl.tasks.networks.config import NormName
