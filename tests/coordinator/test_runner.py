@@ -113,18 +113,14 @@ def test_pool_and_regulator_on_public_images_do_not_disturb_each_other(tiny: Any
 
 def test_ctrl_c_ends_a_run_cleanly_with_its_workers(tiny: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "medfl",
-        "simulate",
-        str(tiny.study),
-        "--sites",
-        str(tiny.sites),
-        "--out",
-        str(run),
-    ]
-    command += ["--rounds", "500", "--workers", "2", "--no-report", "--json"]
+    arguments = ["simulate", str(tiny.study), "--sites", str(tiny.sites), "--out", str(run), "--json"]
+    arguments += ["--rounds", "500", "--workers", "2", "--no-report"]
+    # a shell may have started the tests with SIGINT ignored, which children inherit
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += f"from medfl.cli.main import main\nif __name__ == '__main__': main({arguments!r})"
+    script = tmp_path / "ctrl_c.py"
+    script.write_text(code)
+    command = [sys.executable, str(script)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     rounds = run / "rounds.jsonl"
     while process.poll() is None and not (rounds.exists() and rounds.read_text().count("\n") >= 2):
