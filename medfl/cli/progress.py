@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -70,7 +71,7 @@ class LiveProgress(PlainProgress):
         width = max(len(info.name) for info in sites)
         for info in sites:
             if info.trains:
-                self._bars[info.name] = self._sites.add_task(info.name.ljust(width), total=None, note="")
+                self._bars[info.name] = self._sites.add_task(escape(info.name.ljust(width)), total=None, note="")
         self._live.start()
 
     def round_started(self, plan: RoundPlan) -> None:

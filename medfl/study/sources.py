@@ -63,7 +63,7 @@ def assign_cases(inputs: RunInputs) -> Assignment:
     partition = PARTITIONS.build(study.data.partition or PARTITIONS.default("column" if named else "iid"))
     sites = named if partition.config.kind == "column" else _site_names(inputs, named)
     cases = partition.assign(datalist.cases, sites, study.seed)
-    cases = assign_splits(cases, study.data.split, study.seed)
+    cases = assign_splits([_shared_test(case) for case in cases], study.data.split, study.seed)
     found: dict[str, list[Case]] = {}
     for case in cases:
         found.setdefault(case.site, []).append(case)
@@ -71,6 +71,11 @@ def assign_cases(inputs: RunInputs) -> Assignment:
     unseen = {name for name, own in found.items() if not any(case.split == "train" for case in own)}
     unseen |= set(study.evaluation.unseen)
     return Assignment(_with_roles(inputs, found, unseen), frozenset(unseen))
+
+
+def _shared_test(case: Case) -> Case:
+    """Cases of site "common" belong to nobody, so they never train: without a split they are test cases."""
+    return replace(case, split="test") if case.site == COMMON and not case.split else case
 
 
 def open_datalist(inputs: RunInputs) -> Datalist:

@@ -1,5 +1,6 @@
 """What runs at the sites' end of a transport inside one process: some sites, one network, their private states."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from medfl.data.base import Case, SiteData
@@ -70,6 +71,10 @@ class SiteHost:
             reply = self._executor.train(self._data[order.site], order, self.receive(model), state, step_done)
         except MedflError as error:
             return SiteFailure(order.site, order.round, str(error)), self._states[order.site]
+        except (OSError, MemoryError, RuntimeError) as error:
+            # a full disk or an accelerator out of memory; torch raises RuntimeError for the latter
+            logging.getLogger(__name__).exception("site %s, round %d", order.site, order.round)
+            return SiteFailure(order.site, order.round, f"{type(error).__name__}: {error}"), self._states[order.site]
         self._states[order.site] = state
         fault = self._faults.get(order.site)
         return (corrupt(reply, fault, self._executor.parts.pipeline.codec) if fault else reply), state

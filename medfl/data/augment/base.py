@@ -9,7 +9,7 @@ import hashlib
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from medfl.data.base import Sample
 
@@ -33,7 +33,7 @@ class AugmentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     factor: int = Field(5, ge=1)
-    flip: Literal["left-right", "all", "none"] | tuple[int, ...] = "left-right"
+    flip: Literal["left-right", "all", "none"] | tuple[NonNegativeInt, ...] = "left-right"
     shift: float = Field(0.08, ge=0, lt=1)
     rotation: float = Field(10.0, ge=0, le=180)
     scale: float = Field(0.1, ge=0, lt=1)
