@@ -170,7 +170,12 @@ def _synthetic(inputs: RunInputs) -> Datalist:
     key = hashlib.sha256(f"{text}|{inputs.study.seed}".encode()).hexdigest()[:16]
     folder = inputs.cache / "synthetic" / key
     if not (folder / "datalist.json").is_file():
-        write_federation(folder, spec, shifts, inputs.study.seed)
+        try:
+            write_federation(folder, spec, shifts, inputs.study.seed)
+        except (DataError, OSError):
+            # another run may have made the same images meanwhile
+            if not (folder / "datalist.json").is_file():
+                raise
     return load_datalist(folder / "datalist.json")
 
 
