@@ -76,11 +76,12 @@ class TinyFederation:
         self.study.write_text(yaml.safe_dump(study))
 
     def inputs(self, *overrides: str) -> Any:
+        from medfl.data.cache import default_folder
         from medfl.study.load import load_sites, load_study
-        from medfl.study.sources import RunInputs, default_cache
+        from medfl.study.sources import RunInputs
 
         return RunInputs(
-            study=load_study(self.study, overrides), sites=tuple(load_sites(self.sites)), cache=default_cache()
+            study=load_study(self.study, overrides), sites=tuple(load_sites(self.sites)), cache=default_folder()
         )
 
 

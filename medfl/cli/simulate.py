@@ -111,8 +111,9 @@ def _inputs(
     pooled: bool,
     only: str | None,
 ) -> "RunInputs":
+    from medfl.data.cache import default_folder
     from medfl.study.load import load_sites, load_study
-    from medfl.study.sources import RunInputs, adapt_to_images, default_cache
+    from medfl.study.sources import RunInputs, adapt_to_images
 
     if study is None:
         raise InputError.at("STUDY", "is missing", "give a study file, or --resume RUN")
@@ -127,7 +128,7 @@ def _inputs(
         study=read,
         sites=tuple(load_sites(folder)) if folder and (needed or sites) else (),
         data=data.resolve() if data else None,
-        cache=(cache or default_cache()).resolve(),
+        cache=(cache or default_folder()).resolve(),
         pooled=pooled,
         only=only,
     )

@@ -167,7 +167,7 @@ class Runner:
             self._journal.note(plan.round, "plan", {"cohort": list(plan.cohort), "hyperparameters": dict(plan.values)})
         self._observer.round_started(plan)
         with clock.phase("down"):
-            model = self._coded(plan.round)
+            model = self._coded(self._federation.model, plan.round)
         validate = self._validate if self.study.evaluation.public else None
         round_ = self._federation.open(plan, validate)
         traffic = {"up_bytes": 0, "down_bytes": 0, "sites": {}}
@@ -195,9 +195,8 @@ class Runner:
         record = records.round_record(outcome, metrics, traffic, clock.seconds, site_seconds)
         return self._commit(record, changed, clock)
 
-    def _coded(self, round_: int) -> Payload:
-        rng = generator(self.study.seed, "codec-down", round_)
-        return self._codec_down.encode(Update(self._federation.model, self._federation.model.size), rng)
+    def _coded(self, model: FloatVector, round_: int = 0) -> Payload:
+        return self._codec_down.encode(Update(model, model.size), generator(self.study.seed, "codec-down", round_))
 
     def _validation(self, outcome: RoundOutcome, traffic: dict[str, Any], clock: Clock) -> dict[str, Any] | None:
         number, stop = outcome.plan.round, self.study.stop
@@ -220,7 +219,7 @@ class Runner:
         total, sites, unseen = self._task.empty(), dict[str, Any](), dict[str, Any]()
         requests = [(site, split) for site in self._opened.holding(split)]
         own = [site for site, _ in requests if site not in self._opened.unseen]
-        for found in self._transport.evaluate(requests, self._coded(0)):
+        for found in self._transport.evaluate(requests, self._coded(self._federation.model)):
             self._observer.evaluating(split, found.site)
             traffic["evaluation_up_bytes"] = traffic.get("evaluation_up_bytes", 0) + found.up_bytes
             traffic["evaluation_down_bytes"] = traffic.get("evaluation_down_bytes", 0) + found.down_bytes
@@ -241,8 +240,7 @@ class Runner:
         public = self.study.evaluation.public
         if public is None:
             raise StudyError.at("evaluation.public", "is not set", "name the site whose images are public")
-        payload = self._codec_down.encode(Update(model, model.size), generator(self.study.seed, "codec-down", 0))
-        (found,) = self._transport.evaluate([(public, "val")], payload)
+        (found,) = self._transport.evaluate([(public, "val")], self._coded(model))
         metrics: list[Metric] = self._task.metrics(found.statistics)
         return {metric.name: metric.value for metric in metrics if not metric.class_name}
 

@@ -8,11 +8,12 @@ from typing import Any
 from medfl.coordinator.records import metrics_json
 from medfl.coordinator.runner import inputs_of
 from medfl.data.base import Case, SampleSet
+from medfl.data.cache import default_folder
 from medfl.errors import Faults, InputError, StudyError
 from medfl.report.saved import SavedModel, load_saved, run_folder
 from medfl.study.load import load_sites
 from medfl.study.model import EvaluationSection, Study
-from medfl.study.sources import RunInputs, assign_cases, default_cache, load_site_data
+from medfl.study.sources import RunInputs, assign_cases, load_site_data
 from medfl.tasks.base import add
 
 SPLITS = ("test", "val", "train", "all")
@@ -80,7 +81,7 @@ def evaluation_inputs(model: Path, saved: SavedModel, data: Path | None, sites: 
         study=_elsewhere(saved.study),
         sites=tuple(load_sites(sites)) if sites else (),
         data=data.resolve() if data else None,
-        cache=own.cache if own else default_cache().resolve(),
+        cache=own.cache if own else default_folder().resolve(),
     )
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,12 +32,6 @@ class RunInputs(BaseModel):
     cache: Path
     pooled: bool = False
     only: str | None = None
-
-
-def default_cache() -> Path:
-    """$MEDFL_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MEDFL_CACHE") or Path(base) / "medfl")
 
 
 @dataclass(frozen=True)

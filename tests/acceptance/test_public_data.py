@@ -11,8 +11,9 @@ import pytest
 
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
+from medfl.data.cache import default_folder
 from medfl.study.load import load_study
-from medfl.study.sources import RunInputs, adapt_to_images, default_cache
+from medfl.study.sources import RunInputs, adapt_to_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -24,7 +25,7 @@ def inputs(study: str, data: str, *overrides: str) -> RunInputs:
     if not (DATA / data).exists():
         pytest.skip(f"the public data set {data} is not there")
     read = load_study(ROOT / "configs" / "public" / study, overrides)
-    return adapt_to_images(RunInputs(study=read, data=DATA / data, cache=default_cache()))[0]
+    return adapt_to_images(RunInputs(study=read, data=DATA / data, cache=default_folder()))[0]
 
 
 def run(inputs: RunInputs, out: Path, **changes: Any) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import yaml
 
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
+from medfl.data.cache import default_folder
 from medfl.data.importers import find_datalist
 from medfl.data.manifest import save_datalist
 from medfl.study.load import load_sites, load_study
-from medfl.study.sources import RunInputs, adapt_to_images, default_cache
+from medfl.study.sources import RunInputs, adapt_to_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -44,7 +45,7 @@ class Trial:
         short = ["stop.rounds=6", "local.max_steps=40", "evaluation.unseen=[common]", "evaluation.public=common"]
         study = load_study(ROOT / "configs" / "public" / "pneumonia_mnist.yaml", [*short, *overrides])
         given = RunInputs(
-            study=study, data=folder / "datalist.json", sites=tuple(load_sites(sites)), cache=default_cache()
+            study=study, data=folder / "datalist.json", sites=tuple(load_sites(sites)), cache=default_folder()
         )
         summary = simulate(adapt_to_images(given)[0], folder / "run", Observer())
         return float(summary["metrics"]["unseen"]["common"]["auroc"]["value"])

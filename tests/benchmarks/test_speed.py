@@ -20,12 +20,13 @@ from torch import nn
 
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
+from medfl.data.cache import default_folder
 from medfl.federation.aggregation.base import AGGREGATORS
 from medfl.learning.executor import SiteExecutor
 from medfl.learning.messages import TrainOrder
 from medfl.study.build import build_local
 from medfl.study.load import load_sites, load_study
-from medfl.study.sources import RunInputs, assign_cases, default_cache, load_site_data
+from medfl.study.sources import RunInputs, assign_cases, load_site_data
 from medfl.update.base import Update
 
 PARAMETERS = 25_000_000
@@ -49,7 +50,7 @@ def federation(folder: Path, sites: int, network: dict[str, Any], **changes: Any
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     return RunInputs(
-        study=load_study(folder / "study.yaml"), sites=tuple(load_sites(folder / "sites")), cache=default_cache()
+        study=load_study(folder / "study.yaml"), sites=tuple(load_sites(folder / "sites")), cache=default_folder()
     )
 
 
