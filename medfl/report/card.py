@@ -5,13 +5,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from medfl.coordinator.files import write_text
 from medfl.errors import InputError
 from medfl.report import text, views
-from medfl.report.page import model_file, stopped
+from medfl.report.page import model_file, new_environment, stopped
 from medfl.report.run import RunRecord, read_run
 
 
@@ -27,14 +27,7 @@ def write_model_card(run: Path) -> Path:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("medfl.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = new_environment()
     environment.filters |= {name: getattr(text, name) for name in ("number", "size", "short")}
     environment.filters |= {"plain": plain, "listed": lambda names: Markup(", ").join(plain(name) for name in names)}
     environment.globals |= {"count": text.count}

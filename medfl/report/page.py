@@ -33,14 +33,20 @@ def write_report(run: Path, pictures: bool = True) -> Path:
     return path
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def new_environment() -> Environment:
+    """What all templates of a run share: names and reasons come from strangers, so everything is escaped."""
+    return Environment(
         loader=PackageLoader("medfl.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+
+
+def _environment() -> Environment:
+    environment = new_environment()
     environment.filters |= {name: getattr(text, name) for name in ("number", "size", "duration", "listed", "short")}
     environment.globals |= {"count": text.count, "label": text.label}
     return environment
