@@ -1,0 +1,1 @@
+"""What noise costs: accountants, the tests before a charge, and plans."""
