@@ -6,6 +6,7 @@ travels: the Euclidean norm of the integers, which is exact, never exceeds `boun
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,9 +69,10 @@ class Grid:
             values = _round(vector, room / norm)
         return values
 
-    def decode(self, total: npt.NDArray[np.signedinteger], denominator: float = 1.0) -> FloatVector:
+    def decode(self, total: npt.NDArray[np.signedinteger[Any]], denominator: float = 1.0) -> FloatVector:
         """The integers [size] as values, divided by `denominator`."""
-        return np.multiply(total, self.step / denominator, dtype=np.float64).astype(np.float32)
+        values: FloatVector = np.multiply(total, self.step / denominator, dtype=np.float64).astype(np.float32)
+        return values
 
     def holds(self, values: IntValues) -> bool:
         """Whether the integer norm is at most `bound`, computed without rounding."""

@@ -1,22 +1,145 @@
 """Channel contract: what the coordinator can see of an update.
 
 Traits: "reveals-each" (the coordinator opens every payload) or "reveals-sum" (only the sum of a round can be opened).
+
+A channel has two ends. A round of a sum-only channel goes
+
+    coordinator: end = channel.coordinator(context, ..); end.prepare(exchange)     keys are agreed on
+    site:        payload = end.seal(context.round, grid payload)                    once a round
+    coordinator: end.add(site, payload), as they arrive
+    coordinator: total = end.open(exchange, noise)                                  once a round
+
+where `exchange(stage, messages by site)` asks sites and returns the answers of those that gave one: the protocol knows
+no network. What is summed are the int32 vectors of the codec `grid`, so that every channel gives the same sum, bit for
+bit. Keys and masks come from the system's cryptographic generator, never from the study's seed.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.update.base import Payload
+from medfl.update.wire import Buffer
+
+IntVector = npt.NDArray[np.int64]
+
+MINIMUM_SITES = 3
+"""A sum of fewer is never opened: two sites could each subtract their own update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One step of a channel's protocol: a JSON-able header and raw buffers."""
+
+    header: Mapping[str, Any] = field(default_factory=dict)
+    buffers: tuple[Buffer, ...] = ()
+
+
+Exchange = Callable[[str, Mapping[str, Message]], dict[str, Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """What every blob of a round is bound to. attempt counts retries of a round from 1: a retry is a fresh round to the
+    cryptography. cohort: sites in combining order. size: values of the vector. limit: no coordinate of the sum, noise
+    included, is larger in absolute value. minimum: sites without which the sum is not opened."""
+
+    run: str
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    size: int
+    limit: int
+    minimum: int = MINIMUM_SITES
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "round": self.round,
+            "attempt": self.attempt,
+            "cohort": list(self.cohort),
+            "size": self.size,
+            "limit": self.limit,
+            "minimum": self.minimum,
+        }
+
+
+Guard = Callable[[RoundContext, tuple[str, ...]], None]
+"""Called at a site with the sites whose sum is about to be opened, before it does its part; raises to refuse."""
+
+
+class CoordinatorEnd(ABC):
+    """One round at the coordinator."""
+
+    @abstractmethod
+    def prepare(self, exchange: Exchange) -> tuple[str, ...]:
+        """Agree on keys; the sites that can take part. RunError when there are fewer than the context's minimum."""
+
+    @abstractmethod
+    def look(self, site: str, payload: Payload) -> Payload | None:
+        """The payload that the site sealed, or None when the coordinator cannot see it."""
+
+    @abstractmethod
+    def add(self, site: str, payload: Payload) -> None:
+        """Take a sealed grid payload into the sum. RunError names the site and round when the blob is not whole, not
+        signed by the site, not of this round, or was added already; the sum is then as before."""
+
+    @abstractmethod
+    def open(self, exchange: Exchange, noise: IntVector | None = None) -> IntVector:
+        """The sum [size] of what was added plus `noise`. At most once a round; RunError when too few sites are in it or
+        too few help to open it."""
+
+
+class SiteEnd(ABC):
+    """One site's end, for all rounds of a run."""
+
+    @abstractmethod
+    def answer(self, stage: str, message: Message) -> Message:
+        """This site's answer in the protocol; RunError when the coordinator asks for what must not be given."""
+
+    @abstractmethod
+    def seal(self, round_: int, payload: Payload) -> Payload:
+        """The payload as it may leave; at most one a round and attempt under a sum-only channel."""
+
+
+class Identity(ABC):
+    """A party's long-lived signing key (Ed25519)."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def public(self) -> bytes:
+        """The raw public key, 32 bytes."""
+
+    @abstractmethod
+    def sign(self, message: bytes) -> bytes:
+        """A signature, 64 bytes."""
+
+
+Roster = Mapping[str, bytes]
+"""The pinned public keys of all parties by name."""
 
 
 class Channel(Plugin[PluginConfig], ABC):
     @abstractmethod
-    def seal(self, payload: Payload, site: str, round_: int) -> Payload:
-        """At the site: the payload as it may leave."""
+    def site(self, identity: Identity, roster: Roster, guard: Guard) -> SiteEnd:
+        """The end at one site."""
 
     @abstractmethod
-    def open(self, payload: Payload, site: str, round_: int) -> Payload:
-        """At the coordinator: the payload that `seal` was given. Only channels with "reveals-each"."""
+    def coordinator(self, context: RoundContext, roster: Roster) -> CoordinatorEnd:
+        """The coordinator's end for one round."""
 
 
-CHANNELS = PluginPoint("channel", "medfl.channels", {"clear": "medfl.privacy.channels.clear:Clear"})
+CHANNELS = PluginPoint(
+    "channel",
+    "medfl.channels",
+    {
+        "clear": "medfl.privacy.channels.clear:Clear",
+    },
+)
