@@ -29,11 +29,16 @@ def corrupt(reply: TrainReply, fault: SimulatedFault, codec: Codec) -> TrainRepl
 
 
 def corrupted_data(data: SiteData, fault: SimulatedFault, study: Study) -> SiteData:
-    """The site's data with the training labels of a share of its samples moved to another class."""
+    """The site's data with the training labels of a share of its cases moved to another class, in every augmented
+    variant of the case alike."""
     if fault.kind != "flip_labels" or "train" not in data.splits:
         return data
     train = data.splits["train"]
-    wrong = generator(study.seed, "flip", data.site).random(len(train)) < fault.share
+    keys = [train.info(index).key for index in range(len(train))]
+    chosen = dict.fromkeys(keys)
+    draws = generator(study.seed, "flip", data.site).random(len(chosen))
+    moved = {key for key, draw in zip(chosen, draws, strict=True) if draw < fault.share}
+    wrong = np.array([key in moved for key in keys])
     flipped = _FlippedLabels(train, wrong, len(study.task.classes))
     return replace(data, splits={**data.splits, "train": flipped})
 

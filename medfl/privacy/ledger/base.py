@@ -52,20 +52,21 @@ class Charge:
 
 
 class Permit:
-    """The right to draw the noise of one charge once. Made by a ledger after the charge is durable."""
+    """The right to draw the noise of one charge: once for each of its steps. Made by a ledger after the charge is
+    durable."""
 
     def __init__(self, charge: Charge, entry: str) -> None:
         self.charge = charge
         self.entry = entry
-        self._used = False
+        self._left = charge.event.steps
 
     def use(self) -> Charge:
-        """The charge, the first time; RunError afterwards: one release, one noise."""
-        if self._used:
+        """The charge, as often as it has steps; RunError afterwards: one release, one noise."""
+        if not self._left:
             raise RunError.at(
                 f"round {self.charge.round}", "its noise was drawn already", "charge a fresh round instead of retrying"
             )
-        self._used = True
+        self._left -= 1
         return self.charge
 
 
