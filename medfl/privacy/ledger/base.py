@@ -24,11 +24,11 @@ class BudgetError(RunError):
 class Charge:
     """One release, before it is made.
 
-    run, round: which release (a run's name is unique). release: "model", "clip-bit", "metric". dataset: a salted hash of
-    the sorted keys of the units it is about. event: the noise, sampling and number of steps that are charged, as they
-    hold against the mechanism's adversary. clip: the bound C of a unit's contribution; the noise's standard deviation
-    is event.noise_multiplier * sensitivity. sites, shares: parties expected, and noise shares counted on. plan: the
-    plan that was written down before the run, as (event with all its steps), or None.
+    run, round: which release (a run's name is unique). release: "model", "clip-bit", "metric". dataset: a salted hash
+    of the sorted keys of the units it is about. event: the noise, sampling and number of steps that are charged, as
+    they hold against the mechanism's adversary. clip: the bound C of a unit's contribution; the noise's standard
+    deviation is event.noise_multiplier * sensitivity. sites, shares: parties expected, and noise shares counted on.
+    plan: the plan that was written down before the run, as (event with all its steps), or None.
     """
 
     study: str
