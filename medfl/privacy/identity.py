@@ -46,19 +46,22 @@ class Ed25519Identity(Identity):
         return f"Ed25519Identity({self.name!r}, public={self.public.hex()})"
 
 
-def verify(roster: Roster, name: str, signature: bytes, message: bytes) -> None:
-    """RunError that names the party when it is not on the roster or did not sign the message."""
+def verify(roster: Roster, name: str, signature: bytes, message: bytes, where: str = "") -> None:
+    """RunError that names the party (at `where`, when given) unless it is on the roster and signed the message."""
+    where = where or name
     if name not in roster:
-        raise RunError.at(name, "is not on the roster of this federation", "enrol it first")
+        raise RunError.at(where, f"{name} is not on the roster of this federation", "enrol it first")
     try:
         key = Ed25519PublicKey.from_public_bytes(roster[name])
     except ValueError as error:
-        raise RunError.at(name, "its key on the roster is not an Ed25519 public key", "enrol it again") from error
+        raise RunError.at(
+            where, f"{name}'s key on the roster is not an Ed25519 public key", "enrol it again"
+        ) from error
     try:
         key.verify(signature, message)
     except InvalidSignature as error:
         raise RunError.at(
-            name,
-            "the signature does not fit the message and the key on the roster",
+            where,
+            f"the signature is not {name}'s: it does not fit the message and the key on the roster",
             "check who sent it, and enrol the party again if its key was replaced",
         ) from error

@@ -164,7 +164,8 @@ def _candidates(law: _Law, stream: Keystream) -> IntVector:
     # zero has one sign only
     kept &= ~(negative & (value == 0))
     np.negative(value, out=value, where=negative)
-    return value[kept]
+    accepted: IntVector = value[kept]
+    return accepted
 
 
 def _block(rate: Fraction, cumulative: list[int], cell: int, stream: Keystream) -> int:
