@@ -74,6 +74,8 @@ _arrays = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+_RELEASE = "/release"
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -127,6 +129,12 @@ class Journal:
             connection.execute(delete(_run).where(_run.c.key == key))
             connection.execute(insert(_run).values(key=key, value=value))
 
+    def plans(self, round_: int) -> int:
+        """How often this round was planned already."""
+        place = select(_events.c.id).where(_events.c.round == round_, _events.c.kind == "plan")
+        with self._transaction() as connection:
+            return len(connection.execute(place).all())
+
     def note(self, round_: int, kind: str, detail: Mapping[str, Any], site: str = "") -> None:
         """Append one event to the audit trail."""
         with self._transaction() as connection:
@@ -141,11 +149,32 @@ class Journal:
         with self._transaction() as connection:
             connection.execute(insert(_rounds).values(number=number, record=dict(record), committed_at=now))
             _append(connection, [_event(number, site, "verdict", detail) for site, detail in verdicts.items()])
-            # a summary is about the last round: a run that goes on has none
-            connection.execute(delete(_run).where(_run.c.key.in_(("state", "summary"))))
+            # a summary is about the last round: a run that goes on has none; an opened sum is used once
+            connection.execute(delete(_run).where(_run.c.key.in_(("state", "summary", "release"))))
             connection.execute(insert(_run).values(key="state", value=dict(plain)))
             for name, array in arrays.items():
                 _write(connection, name, array)
+
+    def keep_release(self, release: Mapping[str, Any], total: npt.NDArray[Any], changed: Arrays) -> None:
+        """Persist an opened sum before anything is done with it: what was released once is never released again.
+        changed: the sites' private arrays after the round."""
+        with self._transaction() as connection:
+            connection.execute(delete(_run).where(_run.c.key == "release"))
+            connection.execute(insert(_run).values(key="release", value=dict(release)))
+            for name, array in {_RELEASE: total, **changed}.items():
+                _write(connection, name, array)
+
+    def release(self) -> tuple[dict[str, Any], npt.NDArray[Any]] | None:
+        """The opened sum of a round that was not committed, with what is known of the round; None when there is
+        none. RunError when it is damaged."""
+        try:
+            about = self.fact("release")
+        except KeyError:
+            return None
+        with self._transaction() as connection:
+            place = select(_arrays).where(_arrays.c.name == _RELEASE).order_by(_arrays.c.chunk)
+            rows = connection.execute(place).all()
+        return about, _read(_RELEASE, list(rows))
 
     def state(self) -> tuple[dict[str, Any], Arrays] | None:
         """The state after the last committed round; None before the first. RunError when an array is damaged."""
@@ -158,6 +187,7 @@ class Journal:
         pieces: dict[str, list[Any]] = {}
         for row in rows:
             pieces.setdefault(row.name, []).append(row)
+        pieces.pop(_RELEASE, None)
         return plain, {name: _read(name, chunks) for name, chunks in pieces.items()}
 
     def rounds(self) -> Iterator[dict[str, Any]]:

@@ -36,9 +36,10 @@ def round_record(
     traffic: Mapping[str, Any],
     seconds: Mapping[str, float],
     site_seconds: Mapping[str, Mapping[str, float]],
+    epsilon: float | None = None,
 ) -> dict[str, Any]:
     """One line of rounds.jsonl. `late` and `epsilon` are empty where a study has no deadline and no privacy
-    mechanism."""
+    mechanism; `void` says why a round's sum was not opened."""
     sites = outcome.sites
     return {
         "round": outcome.plan.round,
@@ -52,6 +53,7 @@ def round_record(
         },
         "verdicts": {site: verdict_json(mine) for site, mine in sites.items() if mine.verdict},
         "moved": outcome.moved,
+        "void": outcome.void,
         "hyperparameters": dict(outcome.plan.values),
         "local_epochs": {site: mine.epochs for site, mine in sites.items() if mine.epochs},
         "local_steps": {site: mine.steps for site, mine in sites.items() if mine.steps},
@@ -62,7 +64,7 @@ def round_record(
         },
         "metrics": metrics,
         "bytes": dict(traffic),
-        "epsilon": None,
+        "epsilon": None if epsilon is None else number(epsilon),
         "seconds": {phase: round(value, 6) for phase, value in seconds.items()},
         "site_seconds": {site: dict(spent) for site, spent in site_seconds.items()},
     }
@@ -121,8 +123,16 @@ def seconds_total(records: Iterable[Mapping[str, Any]], extra: Mapping[str, floa
     return {phase: round(value, 4) for phase, value in total.items()}
 
 
-def privacy_statement() -> dict[str, Any]:
+_SEES = {
+    "clear": "the coordinator sees each site's update",
+    "masks": "the coordinator sees the sum of the sites' updates and no single one",
+    "he": "the key holder and the coordinator see the sum of the sites' updates and no single one",
+}
+
+
+def privacy_statement(channel: str = "clear") -> dict[str, Any]:
     """What a run without a privacy mechanism may say: nothing is promised, everything is listed."""
+    covered = ["each site's update" if channel == "clear" else "the sum of the sites' updates"]
     return {
         "unit": None,
         "epsilon": None,
@@ -130,7 +140,8 @@ def privacy_statement() -> dict[str, Any]:
         "adjacency": None,
         "accountant": None,
         "mechanism": "none",
-        "not_covered": ["each site's update", "per-site metrics", "per-site losses", "case counts"],
+        "not_covered": [*covered, "per-site metrics", "per-site losses", "case counts"],
+        "trust": {"updates": _SEES.get(channel, f"as the channel {channel} says")},
     }
 
 

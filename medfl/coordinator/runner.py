@@ -2,9 +2,9 @@
 screens."""
 
 import json
+import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,35 +12,24 @@ from typing import Any
 from pydantic import ValidationError
 
 from medfl.coordinator import records
+from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.files import append_line, save_model, write_json, write_lines
 from medfl.coordinator.journal import Arrays, Journal
 from medfl.coordinator.observer import Observer
+from medfl.coordinator.rounds import Clock, Course, Rounds
 from medfl.coordinator.stopping import stopped_by
 from medfl.errors import InputError, RunError, StudyError
-from medfl.federation.round import Federation, RoundOutcome
-from medfl.learning.messages import SiteFailure, SiteInfo
+from medfl.federation.round import Federation
+from medfl.learning.messages import Beginning, SiteInfo
 from medfl.learning.randomness import generator
-from medfl.study.build import build_codec_down, build_federation, build_task
+from medfl.privacy.ledger.file import FileLedger
+from medfl.privacy.mechanisms.base import NoisePlan
+from medfl.study.build import build_codec_down, build_federation, build_mechanism, build_noise_plan, build_task
 from medfl.study.sources import Assignment, RunInputs, assign_cases
 from medfl.tasks.base import Metric, add
-from medfl.transport.base import Delivery, Transport
+from medfl.transport.base import Transport
 from medfl.update.base import Payload, Update
 from medfl.update.vector import FloatVector, Layout
-
-
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -101,6 +90,7 @@ class Runner:
         model, self._layout = self._transport.initial_model()
         self.out.mkdir(parents=True, exist_ok=True)
         facts = {
+            "run": secrets.token_hex(16),
             "inputs": self.inputs.model_dump(mode="json"),
             "layout": self._layout.to_json(),
             "versions": records.versions(),
@@ -118,15 +108,49 @@ class Runner:
         self._transport.restore(_site_states(self._go_back()))
 
     def _begin_with(self, model: FloatVector) -> None:
+        """Tell the sites about the run, and make everything that its rounds need."""
         self._initial = model.copy()
-        self._federation = Federation(build_federation(self.study), self.study.seed, model)
+        run = self._journal.fact("run")
+        noise = self._noise(model.size)
+        roster = {info.name: info.identity for info in self._opened.sites}
+        self._transport.begin(Beginning(run, roster, None if noise is None else noise.to_json()))
+        self._federation = Federation(build_federation(self.study, noise), self.study.seed, model)
+        self._desk = self._make_desk(run, noise)
+        self._rounds = Rounds(
+            run=run,
+            federation=self._federation,
+            transport=self._transport,
+            journal=self._journal,
+            observer=self._observer,
+            roster={name: bytes.fromhex(key) for name, key in roster.items()},
+            desk=self._desk,
+            validate=self._validate if self.study.evaluation.public else None,
+            code=self._coded,
+        )
+
+    def _noise(self, parameters: int) -> NoisePlan | None:
+        """The run's noise: made once, kept in the journal, never changed."""
+        try:
+            kept = self._journal.fact("noise")
+        except KeyError:
+            noise = build_noise_plan(self.study, self._opened.training, parameters)
+            self._journal.set_fact("noise", None if noise is None else noise.to_json())
+            return noise
+        return None if kept is None else NoisePlan.from_json(kept)
+
+    def _make_desk(self, run: str, noise: NoisePlan | None) -> NoiseDesk | None:
+        mechanism = build_mechanism(self.study)
+        if noise is None or mechanism is None:
+            return None
+        ledger = FileLedger.open(self.inputs.ledgers / "coordinator.ledger", "coordinator", {})
+        return NoiseDesk(self.study, run, mechanism, noise, ledger, ledger.register(noise.sites))
 
     def _go_back(self) -> Arrays:
         """Take the federation to the last committed round; all arrays of that round."""
         kept = self._journal.state()
         if kept is None:
             if self._initial is not None:
-                self._begin_with(self._initial)
+                self._federation.model[:] = self._initial
             return {}
         plain, arrays = kept
         self._federation.restore(plain, {name: array for name, array in arrays.items() if "/" not in name})
@@ -141,6 +165,10 @@ class Runner:
         try:
             reason = stopped_by(self.study.stop, self._task.primary, done)
             while reason is None:
+                if self._desk is not None and (refusal := self._desk.refusal(len(done) + 1)):
+                    self._journal.note(len(done) + 1, "budget", {"reason": refusal})
+                    reason = "budget"
+                    break
                 record = self._round()
                 done.append(record)
                 append_line(self.out / "rounds.jsonl", record)
@@ -161,63 +189,27 @@ class Runner:
             self._journal.close()
 
     def _round(self) -> dict[str, Any]:
-        clock = Clock()
-        with clock.phase("plan"):
-            plan = self._federation.plan(self._opened.training)
-            self._journal.note(plan.round, "plan", {"cohort": list(plan.cohort), "hyperparameters": dict(plan.values)})
-        self._observer.round_started(plan)
-        with clock.phase("down"):
-            model = self._coded(self._federation.model, plan.round)
-        validate = self._validate if self.study.evaluation.public else None
-        round_ = self._federation.open(plan, validate)
-        traffic = {"up_bytes": 0, "down_bytes": 0, "sites": {}}
-        changed: Arrays = {}
-        site_seconds: dict[str, dict[str, float]] = {}
-        with closing(self._transport.train(plan.orders(), model, self._observer.local_progress)) as deliveries:
-            while True:
-                with clock.phase("local"):
-                    delivery = next(deliveries, None)
-                if delivery is None:
-                    break
-                with clock.phase("review"):
-                    answer, site = delivery.answer, delivery.answer.site
-                    if isinstance(answer, SiteFailure):
-                        round_.fail(answer)
-                    else:
-                        round_.receive(answer)
-                        site_seconds[site] = dict(answer.seconds)
-                    _count_bytes(traffic, site, delivery)
-                    changed.update({f"{site}/{name}": array for name, array in delivery.state.items()})
-                self._observer.answered(site, round_.outcome.sites[site])
-        with clock.phase("step"):
-            outcome = self._federation.close(round_)
-        metrics = self._validation(outcome, traffic, clock)
-        record = records.round_record(outcome, metrics, traffic, clock.seconds, site_seconds)
-        return self._commit(record, changed, clock)
+        course = Course()
+        outcome = self._rounds.play(self._opened.training, course)
+        number, stop = outcome.plan.round, self.study.stop
+        metrics = None
+        if number % self.study.evaluation.every == 0 or number >= stop.rounds:
+            with course.clock.phase("evaluate"):
+                metrics = self._evaluate("val", course.traffic)
+        record = self._rounds.commit(self._rounds.record(outcome, metrics, course), course)
+        self._initial = None
+        return record
 
     def _coded(self, model: FloatVector, round_: int = 0) -> Payload:
         return self._codec_down.encode(Update(model, model.size), generator(self.study.seed, "codec-down", round_))
 
-    def _validation(self, outcome: RoundOutcome, traffic: dict[str, Any], clock: Clock) -> dict[str, Any] | None:
-        number, stop = outcome.plan.round, self.study.stop
-        if number % self.study.evaluation.every and number < stop.rounds:
-            return None
-        with clock.phase("evaluate"):
-            return self._evaluate("val", traffic)
-
-    def _commit(self, record: dict[str, Any], changed: Arrays, clock: Clock) -> dict[str, Any]:
-        with clock.phase("commit"):
-            plain, arrays = self._federation.state()
-            failed = {site: {"outcome": "failed", "reason": reason} for site, reason in record["failed"].items()}
-            self._journal.commit(record, plain, {**arrays, **changed}, {**record["verdicts"], **failed})
-        self._initial = None
-        record["seconds"]["commit"] = round(clock.seconds["commit"], 6)
-        return record
-
     def _evaluate(self, split: str, traffic: dict[str, Any]) -> dict[str, Any]:
         """Metrics of the global model on a split: of all sites together, of each site, of each unseen site."""
         total, sites, unseen = self._task.empty(), dict[str, Any](), dict[str, Any]()
-        requests = [(site, split) for site in self._opened.holding(split)]
+        holding = self._opened.holding(split)
+        if self.study.privacy is not None and self.study.privacy.site_metrics == "withheld":
+            holding = [site for site in holding if site in self._opened.unseen]
+        requests = [(site, split) for site in holding]
         own = [site for site, _ in requests if site not in self._opened.unseen]
         for found in self._transport.evaluate(requests, self._coded(self._federation.model)):
             self._observer.evaluating(split, found.site)
@@ -234,6 +226,10 @@ class Runner:
             "sites": sites,
             "unseen": unseen,
         }
+
+    def _statement(self) -> dict[str, Any]:
+        channel = self.study.update.channel.kind
+        return records.privacy_statement(channel) if self._desk is None else self._desk.statement(channel)
 
     def _validate(self, model: FloatVector) -> dict[str, float]:
         """Metrics of a candidate model on the public images, for the regulator."""
@@ -260,7 +256,7 @@ class Runner:
             "primary": self._task.primary,
             "parameters": self._layout.size,
             "metrics": metrics,
-            "privacy": records.privacy_statement(),
+            "privacy": self._statement(),
             "traffic": records.traffic_total(done, traffic),
             "regulator": records.regulator_counts(done),
             "data": records.data_json(self._opened.sites),
@@ -275,12 +271,6 @@ class Runner:
 def _refuse_used(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError.at(out, "is not empty", "choose another --out, or --resume it")
-
-
-def _count_bytes(traffic: dict[str, Any], site: str, delivery: Delivery) -> None:
-    traffic["up_bytes"] += delivery.up_bytes
-    traffic["down_bytes"] += delivery.down_bytes
-    traffic["sites"][site] = {"up": delivery.up_bytes, "down": delivery.down_bytes}
 
 
 def _site_states(arrays: Arrays) -> dict[str, Arrays]:

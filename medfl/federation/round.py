@@ -12,20 +12,21 @@ Simulation and service run this same code.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from medfl.errors import RunError
 from medfl.federation.aggregation.base import Aggregator
-from medfl.federation.regulator.base import Arrival, Bench, RegulatorRule, Score, Verdict, combine
+from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Score, Verdict, combine
 from medfl.federation.schedule.base import Schedule
 from medfl.federation.server_steps.base import ServerStep
+from medfl.federation.summing import RoundSum, Summation
 from medfl.hyperparameters.base import Hyperparameter, Progress
 from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
 from medfl.learning.randomness import generator
-from medfl.privacy.channels.base import Channel
+from medfl.update.base import Payload
 from medfl.update.codecs.base import Codec
 from medfl.update.vector import FloatVector
 
@@ -34,15 +35,16 @@ Validate = Callable[[FloatVector], Score]
 
 @dataclass(frozen=True)
 class FederationParts:
-    """Everything a study says about what happens at the coordinator. values: hyper-parameters by dotted name."""
+    """Everything a study says about what happens at the coordinator. values: hyper-parameters by dotted name.
+    summation: set when updates are only ever added, as integers."""
 
     schedule: Schedule
     codec: Codec
-    channel: Channel
     regulator: Sequence[RegulatorRule]
     aggregator: Aggregator
     server: ServerStep
     values: Mapping[str, Hyperparameter]
+    summation: Summation | None = None
 
     @property
     def compares_sites(self) -> bool:
@@ -79,24 +81,40 @@ class Contribution:
     skipped_upload: bool = False
     failure: str = ""
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Contribution":
+        verdict = value["verdict"]
+        return cls(**{**value, "verdict": None if verdict is None else Verdict(**verdict)})
+
 
 @dataclass(slots=True)
 class RoundOutcome:
     """A finished round. loss: case-weighted mean of the admitted sites' losses at the start; moved: false when no
-    update was admitted and the model stayed as it was."""
+    update was admitted and the model stayed as it was. void: why the sum was not opened."""
 
     plan: RoundPlan
     sites: dict[str, Contribution] = field(default_factory=dict)
     loss_start: float = math.nan
     loss: float = math.nan
     moved: bool = False
+    void: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "RoundOutcome":
+        plan = RoundPlan(**{**value["plan"], "cohort": tuple(value["plan"]["cohort"])})
+        sites = {site: Contribution.from_json(mine) for site, mine in value["sites"].items()}
+        return cls(plan, sites, value["loss_start"], value["loss"], value["moved"], value["void"])
 
 
 class OpenRound:
     """A round that updates arrive in. Made by `Federation.open`."""
 
-    def __init__(self, parts: FederationParts, plan: RoundPlan, bench: Bench) -> None:
+    def __init__(self, parts: FederationParts, plan: RoundPlan, bench: Bench, sum_: RoundSum | None) -> None:
         self.outcome = RoundOutcome(plan)
+        self.sum = sum_
         self._parts = parts
         self._bench = bench
         self._held: list[tuple[Arrival, Verdict]] = []
@@ -117,17 +135,24 @@ class OpenRound:
             mine.verdict = Verdict("refuse", "cases", reason, 0.0)
             return mine
         try:
-            payload = self._parts.channel.open(reply.payload, reply.site, reply.round)
-            update = self._parts.codec.decode(payload, self._bench.model.size)
+            mine.verdict = self._judge_and_take(reply, reply.payload, mine)
         except RunError as error:
             mine.verdict = Verdict("refuse", "shape", error.faults[0].what, 0.0)
-            return mine
+        return mine
+
+    def _judge_and_take(self, reply: TrainReply, payload: Payload, mine: Contribution) -> Verdict:
+        seen = payload if self.sum is None else self.sum.end.look(reply.site, payload)
+        if self.sum is not None and (seen is None or self.sum.how.gradients):
+            self.sum.add(reply.site, payload, reply.cases)
+            return ADMIT
+        codec = self._parts.codec if self.sum is None else self.sum.codec
+        update = codec.decode(payload, self._bench.model.size)
         mine.norm = update.norm()
         arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)
-        mine.verdict = combine([rule.judge(arrival, self._bench) for rule in self._parts.regulator])
-        if mine.verdict.outcome != "refuse":
-            self._take(arrival, mine.verdict)
-        return mine
+        verdict = combine([rule.judge(arrival, self._bench) for rule in self._parts.regulator])
+        if verdict.outcome != "refuse":
+            self._take(arrival, verdict, payload)
+        return verdict
 
     def fail(self, failure: SiteFailure) -> None:
         """Note that a site did not deliver."""
@@ -141,14 +166,16 @@ class OpenRound:
         if site in self.outcome.sites:
             raise RunError.at(f"site {site}, round {round_}", "has answered already")
 
-    def _take(self, arrival: Arrival, verdict: Verdict) -> None:
-        if self._parts.compares_sites:
+    def _take(self, arrival: Arrival, verdict: Verdict, payload: Payload) -> None:
+        if self.sum is not None:
+            self.sum.add(arrival.site, payload, arrival.cases, verdict.factor)
+        elif self._parts.compares_sites:
             self._held.append((arrival, verdict))
         else:
             self._parts.aggregator.add(arrival.update, arrival.cases * verdict.factor)
 
-    def settle(self) -> None:
-        """Judge what had to wait for the whole cohort, and combine it in order."""
+    def settle(self) -> FloatVector | None:
+        """Judge what had to wait for the whole cohort, and combine it in order; the mean of the admitted updates."""
         arrivals = [arrival for arrival, _ in self._held]
         cohort = [rule.judge_cohort(arrivals, self._bench) for rule in self._parts.regulator]
         for arrival, verdict in self._held:
@@ -158,6 +185,7 @@ class OpenRound:
             if final.outcome != "refuse":
                 self._parts.aggregator.add(arrival.update, arrival.cases * final.factor)
         self._held = []
+        return self._parts.aggregator.result()
 
 
 class Federation:
@@ -174,19 +202,23 @@ class Federation:
         number = self.round + 1
         cohort = self.parts.schedule.cohort(number, cases, generator(self.seed, "schedule", number))
         values = {name: moving.value() for name, moving in self.parts.values.items()}
+        if self.parts.summation is not None:
+            values |= self.parts.summation.values(cases)
         return RoundPlan(number, cohort, values, dict(cases))
 
-    def open(self, plan: RoundPlan, validate: Validate | None = None) -> OpenRound:
-        return OpenRound(self.parts, plan, Bench(self.model, validate))
+    def open(self, plan: RoundPlan, validate: Validate | None = None, sum_: RoundSum | None = None) -> OpenRound:
+        """Begin a round. sum_: where the updates go when the study only adds them."""
+        return OpenRound(self.parts, plan, Bench(self.model, validate), sum_)
 
     def close(self, round_: OpenRound) -> RoundOutcome:
-        """Combine, step and let the hyper-parameters and the regulator take in the round. RunError when it is not the
-        next one, so that no round is counted twice."""
-        outcome = round_.outcome
+        """Combine, and step. RunError when it is not the next round, so that no round is counted twice."""
+        return self.step(round_.outcome, round_.settle())
+
+    def step(self, outcome: RoundOutcome, combined: FloatVector | None) -> RoundOutcome:
+        """Move the model by the combined update (None: it stays), and let the hyper-parameters and the regulator take
+        in the round."""
         if outcome.plan.round != self.round + 1:
             raise RunError.at(f"round {outcome.plan.round}", f"cannot be closed after round {self.round}")
-        round_.settle()
-        combined = self.parts.aggregator.result()
         if combined is not None:
             self.parts.server.apply(self.model, combined)
             outcome.moved = True

@@ -4,11 +4,13 @@ One executor has one network and serves any number of sites one after another: t
 nothing is built again.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +19,26 @@ import torch
 from medfl.data.base import Sample, SampleInfo, SampleSet, SiteData
 from medfl.data.plans.base import DataPlan
 from medfl.errors import DataError, RunError
+from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
 from medfl.learning.messages import TrainOrder, TrainReply
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
 from medfl.learning.randomness import generator, torch_seed
 from medfl.learning.rules.base import LocalContext, LocalRule
-from medfl.privacy.channels.base import Channel
+from medfl.privacy.codec import GridCodec
+from medfl.privacy.grid import BOUND, CAP, CLIP, Grid, weight_of
 from medfl.tasks.base import Prediction, Statistics, Task
+from medfl.update.base import Payload
 from medfl.update.memories.base import SiteState
 from medfl.update.pipeline import UploadPipeline
 from medfl.update.vector import FloatVector
+from medfl.update.wire import as_bytes
+
+if TYPE_CHECKING:
+    from medfl.learning.patients.base import PatientEngine
+    from medfl.learning.patients.private_sgd import PrivateSgd
+
+log = logging.getLogger(__name__)
 
 StepDone = Callable[[int, int], None]
 """Called after local steps with (done, planned)."""
@@ -41,7 +53,6 @@ class LocalParts:
     rules: Sequence[LocalRule]
     optimizer: SgdOptimizer | AdamOptimizer
     pipeline: UploadPipeline
-    channel: Channel
     batch_size: int
     gradient_clip: float | None
     max_steps: int | None
@@ -56,15 +67,23 @@ class SiteExecutor:
         local = seeded(lambda: parts.task.build_local() or torch.nn.Identity(), parts.seed)
         self.local = FlatNetwork(local, device) if any(True for _ in local.parameters()) else None
         self._fresh_local = self.local.store() if self.local else None
+        self._engine: PatientEngine | None = None
+        self._private: dict[str, PrivateSgd] = {}
 
     def train(
-        self, data: SiteData, order: TrainOrder, model: FloatVector, state: SiteState, step_done: StepDone | None = None
+        self,
+        data: SiteData,
+        order: TrainOrder,
+        model: FloatVector,
+        state: SiteState,
+        step_done: StepDone | None = None,
+        disclosure: Disclosure | None = None,
     ) -> TrainReply:
-        """Train from the global vector `model` [size] and return the update; `state` is updated in place, and only
-        when all went well.
+        """Train from the global vector `model` [size] and return the update, not sealed yet; `state` is updated in
+        place, and only when all went well. disclosure: the site's ledger and noise, under differential privacy.
 
         DataError when the site has nothing to train on; RunError when the loss, the update or the site's private
-        state stops being finite.
+        state stops being finite; BudgetError when the site's ledger refuses.
         """
         started = time.perf_counter()
         samples = data.splits.get("train")
@@ -74,12 +93,18 @@ class SiteExecutor:
             )
         torch.manual_seed(torch_seed(self.parts.seed, "local", order.round, order.site))
         private = dict(state)
-        context, course = self._run(samples, order, model, private, step_done)
-        trained = time.perf_counter()
-        delta = self.network.store()
-        np.subtract(delta, model, out=delta)
-        _check_finite({"update": delta}, order)
-        payload = self._upload(delta, order, private)
+        cases = self.parts.plan.unique(data.site, order.round, samples)
+        if disclosure is not None and disclosure.plan.kind != "site":
+            steps, payload = self._privately(samples, order, model, private, disclosure)
+            course = _Course.untold(steps)
+            trained = time.perf_counter()
+        else:
+            course = self._run(samples, order, model, private, step_done)
+            trained = time.perf_counter()
+            if disclosure is not None:
+                disclosure.permit(order.round)
+                course = _Course.untold(len(course.losses))
+            payload = self._upload(model, order, private, cases)
         _check_finite(private, order)
         state.clear()
         state.update(private)
@@ -88,9 +113,9 @@ class SiteExecutor:
             site=order.site,
             round=order.round,
             payload=payload,
-            cases=self.parts.plan.unique(data.site, order.round, samples),
-            steps=context.steps,
-            epochs=math.ceil(context.steps / course.per_epoch),
+            cases=cases,
+            steps=len(course.losses),
+            epochs=math.ceil(len(course.losses) / course.per_epoch),
             loss_start=course.mean(slice(None, course.per_epoch)),
             loss=course.mean(slice(-course.per_epoch, None)),
             seconds={"train": trained - started, "total": finished - started},
@@ -98,7 +123,7 @@ class SiteExecutor:
 
     def _run(
         self, samples: SampleSet, order: TrainOrder, model: FloatVector, state: SiteState, step_done: StepDone | None
-    ) -> tuple[LocalContext, "_Course"]:
+    ) -> "_Course":
         indices = self.parts.plan.indices(order.site, order.round, len(samples))
         if not len(indices):
             raise DataError.at(f"site {order.site}, round {order.round}", "the data plan leaves nothing to train on")
@@ -128,7 +153,7 @@ class SiteExecutor:
             )
         for rule in self.parts.rules:
             rule.finish(context)
-        return context, _Course(found, sizes, per_epoch)
+        return _Course(found, sizes, per_epoch)
 
     def _begin(self, order: TrainOrder, model: FloatVector, state: SiteState, steps: int) -> LocalContext:
         self.network.load(model)
@@ -167,10 +192,56 @@ class SiteExecutor:
         optimizer.step()
         return loss.detach()
 
-    def _upload(self, delta: FloatVector, order: TrainOrder, state: SiteState) -> Any:
-        rng = generator(self.parts.seed, "codec", order.round, order.site)
-        payload = self.parts.pipeline.run(delta, order.site, order.round, state, rng)
-        return None if payload is None else self.parts.channel.seal(payload, order.site, order.round)
+    def _privately(
+        self, samples: SampleSet, order: TrainOrder, model: FloatVector, state: SiteState, disclosure: Disclosure
+    ) -> tuple[int, Payload | None]:
+        """Steps and payload of a round under patient-level privacy. The charge comes before the patients are drawn."""
+        permit = disclosure.permit(order.round)
+        plan = disclosure.plan
+        context = self._begin(order, model, state, plan.steps)
+        private = self._private_sgd(samples, disclosure)
+        if plan.kind == "patient":
+            grid = Grid(order.values[CLIP], int(order.values[BOUND]))
+            total = private.share(self.network, self._rng("views", order))
+            noisy = disclosure.share(total, grid, permit)
+            return plan.steps, Payload("grid", noisy.size, (as_bytes(noisy),))
+        optimizer = self.parts.optimizer.build(self.network.parameters, order.values["local.learning_rate"])
+        noise = partial(disclosure.noise, permit)
+        private.train(context, self.parts.rules, optimizer, noise, self._rng("views", order))
+        for rule in self.parts.rules:
+            rule.finish(context)
+        return plan.steps, self._upload(model, order, state, 0)
+
+    def _private_sgd(self, samples: SampleSet, disclosure: Disclosure) -> "PrivateSgd":
+        """The site's sampler and engine, made once."""
+        from medfl.learning.patients.choice import choose
+        from medfl.learning.patients.private_sgd import PrivateSgd
+        from medfl.learning.patients.sampling import PatientIndex, PatientSampler, Sampling
+
+        if disclosure.site not in self._private:
+            config = disclosure.sampling
+            sampling = Sampling(config.sampling_rate, config.views, config.images)
+            sampler = PatientSampler(samples, PatientIndex.of(samples), sampling)
+            if self._engine is None:
+                self._engine, reason = choose(config.engine, self.network, self.parts.task, sampler.examples())
+                log.info("per-patient gradients by %s: %s", self._engine.name, reason)
+            patients = disclosure.plan.patients[disclosure.site]
+            self._private[disclosure.site] = PrivateSgd(self._engine, sampler, disclosure.plan.clip, patients)
+        return self._private[disclosure.site]
+
+    def _rng(self, purpose: str, order: TrainOrder) -> np.random.Generator:
+        return generator(self.parts.seed, purpose, order.round, order.site)
+
+    def _upload(self, model: FloatVector, order: TrainOrder, state: SiteState, cases: int) -> Payload | None:
+        """The change since `model` through the pipeline; on the round's grid where updates are only added."""
+        delta = self.network.store()
+        np.subtract(delta, model, out=delta)
+        _check_finite({"update": delta}, order)
+        pipeline = self.parts.pipeline
+        if CLIP in order.values:
+            grid = Grid(order.values[CLIP], int(order.values[BOUND]))
+            pipeline = replace(pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP])))
+        return pipeline.run(delta, order.site, order.round, state, self._rng("codec", order))
 
     def evaluate(self, samples: SampleSet, model: FloatVector) -> Statistics:
         """The task's additive statistics of the global vector on these samples."""
@@ -190,9 +261,14 @@ class _Course:
     sizes: npt.NDArray[np.float64]
     per_epoch: int
 
+    @classmethod
+    def untold(cls, steps: int) -> "_Course":
+        """Steps whose losses stay at the site: under differential privacy they would be one more release."""
+        return cls(np.full(steps, np.nan, np.float32), np.ones(steps), max(1, steps))
+
     def mean(self, steps: slice) -> float:
         """Mean over the samples of these steps; the last batch of an epoch may be smaller than the others."""
-        return float(np.average(self.losses[steps], weights=self.sizes[steps]))
+        return float(np.average(self.losses[steps], weights=self.sizes[steps])) if len(self.losses) else math.nan
 
 
 def _check_finite(arrays: Mapping[str, npt.NDArray[Any]], order: TrainOrder) -> None:

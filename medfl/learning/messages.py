@@ -2,21 +2,34 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from medfl.update.base import Payload
 
 
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
-    """What a site tells about itself when it joins. cases: unique cases by split."""
+    """What a site tells about itself when it joins. cases: unique cases by split. identity: its public signing key, as
+    hex."""
 
     name: str
     cases: Mapping[str, int]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
 
     @property
     def trains(self) -> bool:
         return self.cases.get("train", 0) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What the sites are told before the first round. run: a name that no other run has. roster: every site's public
+    signing key, as hex. noise: the run's `NoisePlan` as JSON under differential privacy."""
+
+    run: str
+    roster: Mapping[str, str]
+    noise: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

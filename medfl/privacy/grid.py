@@ -14,6 +14,9 @@ import numpy.typing as npt
 from medfl.errors import RunError, StudyError
 from medfl.update.vector import FloatVector
 
+CLIP, BOUND, CAP = "sum.clip", "sum.bound", "sum.cap"
+"""A round's grid and weights, by their names in an order's values."""
+
 IntValues = npt.NDArray[np.int32]
 
 SUM_LIMIT = 8_000_000
@@ -21,6 +24,7 @@ SUM_LIMIT = 8_000_000
 NOISE_TAIL = 12.0
 """Standard deviations of noise that a sum leaves room for; beyond them lies less than 1e-32."""
 _COARSEST = 1 << 8
+_COHERENT = 64
 _BLOCK = 1 << 16
 
 
@@ -40,22 +44,33 @@ class Grid:
         if bound < _COARSEST:
             raise StudyError.at(
                 "privacy",
-                f"{sites} sites with noise multiplier {noise_multiplier:g} leave a grid of {bound} units a clip norm, "
+                f"{sites} sites with noise multiplier {noise_multiplier:g} leave {bound} grid units a clip norm, "
                 f"{_COARSEST} are needed",
                 "use fewer sites or less noise",
             )
         return cls(clip, bound)
 
+    @classmethod
+    def for_gradients(cls, clip: float, noise_multiplier: float, limit: int = SUM_LIMIT) -> "Grid":
+        """The grid for sums over patients, which have no norm bound of their own: room for coherent gradients of
+        `_COHERENT` patients in every coordinate; what is beyond is held at the limit of `share`."""
+        return cls.fit(clip, _COHERENT, noise_multiplier, limit)
+
+    def share(self, sites: int, noise_multiplier: float, limit: int = SUM_LIMIT) -> int:
+        """The largest absolute coordinate that each of `sites` may send besides the noise."""
+        return int((limit - NOISE_TAIL * noise_multiplier * self.bound) / sites)
+
     @property
     def step(self) -> float:
         return self.clip / self.bound
 
-    def encode(self, vector: FloatVector) -> IntValues:
-        """The vector [size] clipped to `clip` and rounded to the grid; RunError when a value is not finite."""
+    def encode(self, vector: FloatVector, weight: float = 1.0) -> IntValues:
+        """The vector [size] clipped to `clip`, times `weight` (at most 1), rounded to the grid; RunError when a value
+        is not finite."""
         norm = _norm(vector)
         if not np.isfinite(norm):
             raise RunError.at("update", "holds values that are not finite", "nothing of it was sent")
-        factor = min(1.0, self.clip / norm) / self.step if norm else 0.0
+        factor = weight * min(1.0, self.clip / norm) / self.step if norm else 0.0
         values = _round(vector, factor)
         if not self.holds(values):
             # rounding moved it over the bound: every coordinate moves by at most half a unit
@@ -66,8 +81,15 @@ class Grid:
                     f"{vector.size} values do not fit a grid of {self.bound} units a clip norm",
                     "train fewer parameters, or use fewer sites or less noise",
                 )
-            values = _round(vector, room / norm)
+            values = _round(vector, min(factor, room / norm))
         return values
+
+    def quantise(self, vector: FloatVector, limit: int) -> IntValues:
+        """The vector [size] rounded to the grid without a clip, each coordinate held within `limit` (which moves two
+        vectors no further apart); RunError when a value is not finite."""
+        if not np.isfinite(_norm(vector)):
+            raise RunError.at("update", "holds values that are not finite", "nothing of it was sent")
+        return _round(vector, 1 / self.step, limit)
 
     def decode(self, total: npt.NDArray[np.signedinteger[Any]], denominator: float = 1.0) -> FloatVector:
         """The integers [size] as values, divided by `denominator`."""
@@ -85,6 +107,11 @@ class Grid:
         return total <= self.bound**2
 
 
+def weight_of(cases: int, cap: float) -> float:
+    """What an update of so many cases is multiplied by: min(cases / cap, 1), or 1 without a cap."""
+    return min(1.0, cases / cap) if cap else 1.0
+
+
 def _norm(vector: FloatVector) -> float:
     squared = 0.0
     for start in range(0, vector.size, _BLOCK):
@@ -93,11 +120,12 @@ def _norm(vector: FloatVector) -> float:
     return float(np.sqrt(squared))
 
 
-def _round(vector: FloatVector, factor: float) -> IntValues:
+def _round(vector: FloatVector, factor: float, limit: int = 2**31 - 1) -> IntValues:
     values = np.empty(vector.size, np.int32)
     for start in range(0, vector.size, _BLOCK):
         block = vector[start : start + _BLOCK].astype(np.float64)
         block *= factor
         np.rint(block, out=block)
+        np.clip(block, -limit, limit, out=block)
         values[start : start + _BLOCK] = block
     return values

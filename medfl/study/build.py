@@ -1,5 +1,6 @@
 """From a Study to the parts that run. The only place that turns configurations into plug-ins."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from medfl.data.plans.base import PLANS
@@ -9,9 +10,12 @@ from medfl.federation.regulator.base import REGULATORS
 from medfl.federation.round import FederationParts
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
+from medfl.federation.summing import Summation
 from medfl.hyperparameters.base import HYPERPARAMETERS, Hyperparameter, found_in
+from medfl.hyperparameters.constant import ConstantConfig
 from medfl.learning.rules.base import RULES
-from medfl.privacy.channels.base import CHANNELS
+from medfl.privacy.channels.base import CHANNELS, Channel
+from medfl.privacy.mechanisms.base import MECHANISMS, Facts, Mechanism, NoisePlan
 from medfl.study.model import Study
 from medfl.tasks.base import TASKS, Task
 from medfl.update.codecs.base import CODECS, Codec
@@ -52,7 +56,6 @@ def build_local(study: Study) -> "LocalParts":
             memory=MEMORIES.build(update.memory),
             codec=CODECS.build(update.codec_up),
         ),
-        channel=CHANNELS.build(update.channel),
         batch_size=local.batch_size,
         gradient_clip=local.gradient_clip,
         max_steps=local.max_steps,
@@ -60,18 +63,44 @@ def build_local(study: Study) -> "LocalParts":
     )
 
 
-def build_federation(study: Study) -> FederationParts:
-    """What happens at the coordinator. Does not import torch."""
+def build_federation(study: Study, noise: NoisePlan | None = None) -> FederationParts:
+    """What happens at the coordinator, with the run's noise. Does not import torch."""
     federation = study.federation
     return FederationParts(
         schedule=SCHEDULES.build(federation.schedule),
         codec=CODECS.build(study.update.codec_up),
-        channel=CHANNELS.build(study.update.channel),
         regulator=[REGULATORS.build(rule) for rule in federation.regulator],
         aggregator=AGGREGATORS.build(federation.aggregator),
         server=SERVER_STEPS.build(federation.server),
         values=build_values(study),
+        summation=build_summation(study, noise),
     )
+
+
+def build_channel(study: Study) -> Channel:
+    channel: Channel = CHANNELS.build(study.update.channel)
+    return channel
+
+
+def build_mechanism(study: Study) -> Mechanism | None:
+    return None if study.privacy is None else MECHANISMS.build(study.privacy)
+
+
+def build_summation(study: Study, noise: NoisePlan | None) -> Summation | None:
+    """How updates are added, for a study in which they are only added."""
+    if noise is not None and study.privacy is not None and "sums" in study.privacy.traits():
+        return Summation(build_channel(study), noise.clip, build_mechanism(study), noise)
+    return None if study.update.clip is None else Summation(build_channel(study), study.update.clip)
+
+
+def build_noise_plan(study: Study, cases: Mapping[str, int], parameters: int) -> NoisePlan | None:
+    """The noise of a run over sites with so many training cases; StudyError when it cannot be."""
+    mechanism = build_mechanism(study)
+    if mechanism is None:
+        return None
+    epochs = study.local.epochs
+    local = int(epochs.value) if isinstance(epochs, ConstantConfig) else 1
+    return mechanism.plan(Facts(cases, parameters, study.stop.rounds, local))
 
 
 def build_values(study: Study) -> dict[str, Hyperparameter]:

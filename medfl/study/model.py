@@ -21,6 +21,7 @@ from medfl.learning.optimizers import AdamOptimizer, OptimizerConfig
 from medfl.learning.rules.base import RULES
 from medfl.plugins import PluginConfig
 from medfl.privacy.channels.base import CHANNELS
+from medfl.privacy.mechanisms.base import MECHANISMS, MechanismConfig
 from medfl.tasks.base import TASKS, TaskConfig
 from medfl.update.codecs.base import CODECS
 from medfl.update.gates.base import GATES
@@ -91,6 +92,12 @@ class UpdateSection(Section):
     codec_up: Annotated[Chosen, CODECS] = Field(default={"kind": "fp32"}, validate_default=True)
     codec_down: Annotated[Chosen, CODECS] = Field(default={"kind": "fp32"}, validate_default=True)
     channel: Annotated[Chosen, CHANNELS] = Field(default={"kind": "clear"}, validate_default=True)
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="Euclidean norm that updates are clipped to; they are then only added, as integers. Needed by "
+        "channels that open nothing but the sum",
+    )
 
 
 class FederationSection(Section):
@@ -134,6 +141,9 @@ class Study(Section):
     federation: FederationSection = FederationSection()
     evaluation: EvaluationSection = EvaluationSection()
     stop: StopSection = StopSection()
+    privacy: Annotated[SerializeAsAny[MechanismConfig], MECHANISMS] | None = Field(
+        None, description="differential privacy: site, patient or local; null for none"
+    )
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -160,6 +170,15 @@ class Policy(Section):
         description="tasks that the images may be used for, also to evaluate",
     )
     minimum_cases: int = Field(1, ge=1, description="refuse to train on fewer cases")
+    units: tuple[Literal["site", "patient"], ...] | None = Field(
+        None, description="take part only under differential privacy of one of these units; null asks for none"
+    )
+    max_epsilon: float | None = Field(
+        None, gt=0, description="ceiling over all studies on the same patients, kept by the site's own ledger"
+    )
+    max_delta: float | None = Field(None, gt=0, lt=1, description="null: the study's delta")
+    channels: tuple[str, ...] | None = Field(None, description="channels that updates may leave by; null allows all")
+    metrics_may_leave: bool = Field(True, description="whether the model's metrics on the site's images may leave")
 
 
 class Site(Section):

@@ -20,8 +20,9 @@ class RunInputs(BaseModel):
     """Everything that defines a run beside its folder; JSON-able, so that a worker process or a resumed run gets
     the same.
 
-    data: replaces the study's source. pooled: all training cases at one site (the centralised baseline). only: this
-    site alone trains. Sites that do not train are still evaluated.
+    data: replaces the study's source. ledgers: the folder of the privacy ledgers, which outlives runs. pooled: all
+    training cases at one site (the centralised baseline). only: this site alone trains. Sites that do not train are
+    still evaluated.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +31,7 @@ class RunInputs(BaseModel):
     sites: tuple[Site, ...] = ()
     data: Path | None = None
     cache: Path
+    ledgers: Path = Path("ledgers")
     pooled: bool = False
     only: str | None = None
 

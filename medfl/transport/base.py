@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from medfl.learning.messages import SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.privacy.channels.base import Message
 from medfl.tasks.base import Statistics
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector, Layout
@@ -53,6 +54,15 @@ class Transport(ABC):
     @abstractmethod
     def initial_model(self) -> tuple[FloatVector, Layout]:
         """The freshly initialised network's vector, from the study's seed."""
+
+    @abstractmethod
+    def begin(self, beginning: Beginning) -> None:
+        """Tell every site about the run; InputError with the reasons of all sites that will not take part."""
+
+    @abstractmethod
+    def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
+        """One step of the channel's protocol: the answers of the sites that gave one. Why the others did not is
+        logged."""
 
     @abstractmethod
     def train(

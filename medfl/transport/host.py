@@ -7,11 +7,13 @@ from medfl.data.base import Case, SiteData
 from medfl.errors import Faults, InputError, MedflError, RunError
 from medfl.learning.executor import SiteExecutor, StepDone
 from medfl.learning.flat import initial_vector
-from medfl.learning.messages import SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.privacy.channels.base import Message
 from medfl.study.build import build_codec_down, build_local, choose_device
 from medfl.study.sources import RunInputs, load_site_data
 from medfl.tasks.base import Statistics
 from medfl.transport.base import Arrays
+from medfl.transport.door import SiteDoor
 from medfl.transport.faults import corrupt, corrupted_data
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector, Layout
@@ -28,6 +30,7 @@ class SiteHost:
         self._states: dict[str, Arrays] = {name: {} for name in cases}
         self._codec = build_codec_down(inputs.study)
         self._received: tuple[Payload, FloatVector] | None = None
+        self._doors = {name: SiteDoor(name, inputs) for name in cases}
         parts = build_local(inputs.study)
         self._executor = SiteExecutor(parts, choose_device(inputs.study))
 
@@ -45,6 +48,7 @@ class SiteHost:
                     name,
                     {split: samples.cases for split, samples in data.splits.items()},
                     {skipped.key: skipped.reason for skipped in data.skipped},
+                    self._doors[name].public,
                 )
             )
             fault = self._faults.get(name)
@@ -54,6 +58,24 @@ class SiteHost:
 
     def initial_model(self) -> tuple[FloatVector, Layout]:
         return initial_vector(self._executor.parts.task, self._inputs.study.seed)
+
+    def begin(self, beginning: Beginning) -> None:
+        """Let every site take up the run; InputError with the reasons of all sites that refuse."""
+        faults = Faults()
+        for name, door in self._doors.items():
+            try:
+                door.begin(beginning, self._data[name])
+            except InputError as error:
+                faults.extend(error.faults)
+        faults.raise_if_any(InputError)
+
+    def answer(self, site: str, stage: str, message: Message) -> Message | None:
+        """A site's answer in the channel's protocol; None when it refuses or cannot, which is logged."""
+        try:
+            return self._doors[site].answer(stage, message)
+        except MedflError as error:
+            logging.getLogger(__name__).warning("site %s, stage %s: %s", site, stage, error)
+            return None
 
     def receive(self, model: Payload) -> FloatVector:
         """The decoded model; decoded once for all sites of this process."""
@@ -67,8 +89,11 @@ class SiteHost:
     ) -> tuple[TrainReply | SiteFailure, Arrays]:
         """Train one site. What goes wrong at the site is a SiteFailure: it costs the round one site, not the run."""
         state = dict(self._states[order.site])
+        door, fault = self._doors[order.site], self._faults.get(order.site)
         try:
-            reply = self._executor.train(self._data[order.site], order, self.receive(model), state, step_done)
+            data, vector = self._data[order.site], self.receive(model)
+            reply = self._executor.train(data, order, vector, state, step_done, door.disclosure)
+            reply = door.seal(corrupt(reply, fault, self._executor.parts.pipeline.codec) if fault else reply)
         except MedflError as error:
             return SiteFailure(order.site, order.round, str(error)), self._states[order.site]
         except (OSError, MemoryError, RuntimeError) as error:
@@ -76,11 +101,11 @@ class SiteHost:
             logging.getLogger(__name__).exception("site %s, round %d", order.site, order.round)
             return SiteFailure(order.site, order.round, f"{type(error).__name__}: {error}"), self._states[order.site]
         self._states[order.site] = state
-        fault = self._faults.get(order.site)
-        return (corrupt(reply, fault, self._executor.parts.pipeline.codec) if fault else reply), state
+        return reply, state
 
     def evaluate(self, site: str, split: str, model: Payload) -> Statistics:
         """The task's statistics of the model on a split of a site."""
+        self._doors[site].may_evaluate()
         samples = self._data[site].splits.get(split)
         if samples is None:
             raise RunError.at(f"site {site}", f"has no {split} split")

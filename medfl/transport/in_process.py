@@ -5,7 +5,8 @@ from functools import partial
 
 from medfl.data.base import Case
 from medfl.learning.executor import StepDone
-from medfl.learning.messages import SiteFailure, SiteInfo, TrainOrder
+from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder
+from medfl.privacy.channels.base import Message
 from medfl.study.sources import RunInputs
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
 from medfl.transport.host import SiteHost
@@ -28,6 +29,13 @@ class InProcess(Transport):
 
     def initial_model(self) -> tuple[FloatVector, Layout]:
         return self._host.initial_model()
+
+    def begin(self, beginning: Beginning) -> None:
+        self._host.begin(beginning)
+
+    def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
+        answers = {site: self._host.answer(site, stage, message) for site, message in messages.items()}
+        return {site: answer for site, answer in answers.items() if answer is not None}
 
     def train(
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None

@@ -7,13 +7,14 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from medfl.data.base import Case
 from medfl.errors import Fault, Faults, InputError, RunError
-from medfl.learning.messages import SiteFailure, SiteInfo, TrainOrder
+from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder
+from medfl.privacy.channels.base import Message
 from medfl.study.sources import RunInputs
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
 from medfl.transport.messages import decode_reply, decode_statistics, encode_order
@@ -57,6 +58,28 @@ class ProcessPool(Transport):
         _, message = worker.receive()
         header, arrays = unpack_arrays(message)
         return arrays["model"].copy(), Layout.from_json(header["layout"])
+
+    def begin(self, beginning: Beginning) -> None:
+        faults = Faults()
+        for worker in self._workers:
+            worker.send(parts({"do": "begin", **asdict(beginning)}))
+        for worker in self._workers:
+            header, _ = worker.receive()
+            faults.extend(Fault(*fault) for fault in header.get("faults", ()))
+        faults.raise_if_any(InputError)
+
+    def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
+        jobs = {}
+        for site, message in messages.items():
+            header = {"do": "exchange", "site": site, "stage": stage, "message": dict(message.header)}
+            jobs[site] = _Job(site, parts(header, message.buffers))
+            self._of[site].queue.append(jobs[site])
+        answers = {}
+        for site, job in jobs.items():
+            found, answer = self._finish(job)
+            if found["answer"] == "message":
+                answers[site] = Message(found["message"], tuple(unpack(answer)[1]))
+        return answers
 
     def train(
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None

@@ -7,7 +7,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from medfl.errors import InputError, MedflError
-from medfl.learning.messages import SiteFailure, TrainOrder
+from medfl.learning.messages import Beginning, SiteFailure, TrainOrder
+from medfl.privacy.channels.base import Message
 from medfl.study.sources import RunInputs, assign_cases
 from medfl.transport.host import SiteHost
 from medfl.transport.messages import encode_reply, encode_statistics
@@ -47,6 +48,8 @@ class _Loop:
             "train": self._train,
             "evaluate": self._evaluate,
             "restore": self._restore,
+            "begin": self._begin,
+            "exchange": self._exchange,
         }
 
     def run(self) -> None:
@@ -77,6 +80,20 @@ class _Loop:
         statistics = self._host.evaluate(header["site"], header["split"], model)
         return parts({"answer": "statistics"}, [encode_statistics(statistics)])
 
+    def _begin(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
+        try:
+            self._host.begin(Beginning(**header))
+        except InputError as error:
+            return parts({"answer": "refused", "faults": _error(error)["faults"]})
+        return parts({"answer": "begun"})
+
+    def _exchange(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
+        message = Message(header["message"], tuple(buffers))
+        answer = self._host.answer(header["site"], header["stage"], message)
+        if answer is None:
+            return parts({"answer": "silent"})
+        return parts({"answer": "message", "message": dict(answer.header)}, answer.buffers)
+
     def _restore(self, header: dict[str, Any], buffers: list[memoryview]) -> None:
         arrays = {name: array.copy() for name, array in unpack_arrays(buffers[0])[1].items()}
         self._host.restore({header["site"]: arrays})
@@ -101,7 +118,7 @@ def _send(connection: Connection, pieces: Sequence[Buffer]) -> None:
 
 
 def _plain(info: Any) -> dict[str, Any]:
-    return {"name": info.name, "cases": dict(info.cases), "skipped": dict(info.skipped)}
+    return {"name": info.name, "cases": dict(info.cases), "skipped": dict(info.skipped), "identity": info.identity}
 
 
 def _error(error: MedflError) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from medfl.learning.executor import LocalParts, SiteExecutor
 from medfl.learning.optimizers import SgdOptimizer
 from medfl.learning.rules.base import RULES
 from medfl.plugins import PluginConfig, PluginPoint
-from medfl.privacy.channels.base import CHANNELS
 from medfl.tasks.base import Task
 from medfl.update.codecs.base import CODECS
 from medfl.update.gates.base import GATES
@@ -50,7 +49,6 @@ def local_parts(task: Task, **changes: Any) -> LocalParts:
         "rules": [plugin(RULES, "sgd")],
         "optimizer": SgdOptimizer(),
         "pipeline": pipeline(),
-        "channel": plugin(CHANNELS, "clear"),
         "batch_size": 10**6,
         "gradient_clip": None,
         "max_steps": None,
@@ -72,7 +70,6 @@ def federation_parts(
     settings: dict[str, Any] = {
         "schedule": plugin(SCHEDULES, "all"),
         "codec": plugin(CODECS, "fp32"),
-        "channel": plugin(CHANNELS, "clear"),
         "regulator": [plugin(REGULATORS, "finite")],
         "aggregator": plugin(AGGREGATORS, "weighted_mean"),
         "server": plugin(SERVER_STEPS, "sgd"),

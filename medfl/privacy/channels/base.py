@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medfl.errors import RunError
 from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.update.base import Payload
 from medfl.update.wire import Buffer
@@ -67,6 +68,15 @@ class RoundContext:
             "limit": self.limit,
             "minimum": self.minimum,
         }
+
+    @classmethod
+    def from_json(cls, header: Mapping[str, Any]) -> "RoundContext":
+        """The context of a received message, other keys ignored; RunError when it is not one."""
+        try:
+            numbers = {name: int(header[name]) for name in ("round", "attempt", "size", "limit", "minimum")}
+            return cls(run=str(header["run"]), cohort=tuple(str(site) for site in header["cohort"]), **numbers)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError.at("message", f"does not say which round it is of: {error!r}") from error
 
 
 Guard = Callable[[RoundContext, tuple[str, ...]], None]

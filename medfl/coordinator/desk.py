@@ -1,0 +1,120 @@
+"""The coordinator's side of differential privacy: its ledger, the noise it draws, and the statement of a run."""
+
+import hashlib
+from typing import Any
+
+from medfl.errors import RunError
+from medfl.privacy.accounting.bounds import bounds
+from medfl.privacy.channels.base import IntVector
+from medfl.privacy.grid import Grid
+from medfl.privacy.ledger.base import BudgetError, Charge, Ledger, Permit
+from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
+from medfl.privacy.noise import NoiseSource, draw, system
+from medfl.study.model import Study
+from medfl.update.wire import as_bytes
+
+
+class NoiseDesk:
+    """Charges the coordinator's ledger before a release, and draws the noise that the coordinator adds."""
+
+    def __init__(
+        self,
+        study: Study,
+        run: str,
+        mechanism: Mechanism,
+        plan: NoisePlan,
+        ledger: Ledger,
+        dataset: str,
+        source: NoiseSource = system,
+    ) -> None:
+        self.mechanism = mechanism
+        self.plan = plan
+        self.ledger = ledger
+        self._study = study
+        self._run = run
+        self._dataset = dataset
+        self._source = source
+        self._permit: Permit | None = None
+
+    def refusal(self, round_: int) -> str:
+        """Why the next round may not be made; "" when it may. Asked before anything of the round is sent."""
+        try:
+            self.ledger.check(self._charge(round_, None), self.mechanism.config.budget)
+        except BudgetError as error:
+            return error.faults[0].what
+        return ""
+
+    def release(self, round_: int, alive: int, grid: Grid | None) -> IntVector | None:
+        """Charge a round with `alive` sites in it, and draw the coordinator's noise if it is the one to add it.
+        BudgetError when the missing noise shares make the round too dear."""
+        self._permit = permit = self.ledger.charge(self._charge(round_, alive), self.mechanism.config.budget)
+        if grid is None or "central-noise" not in self.mechanism.config.traits():
+            return None
+        return draw(permit, self.plan.noise_multiplier * grid.bound, self.plan.parameters, self._source)
+
+    def done(self, total: IntVector) -> None:
+        """Note in the ledger that the noisy sum is persisted."""
+        if self._permit is not None:
+            self.ledger.done(self._permit, hashlib.sha256(as_bytes(total)).hexdigest())
+            self._permit = None
+
+    def _charge(self, round_: int, alive: int | None) -> Charge:
+        plan = self.plan
+        return Charge(
+            study=self._study.name,
+            run=self._run,
+            round=round_,
+            release="model",
+            unit=plan.unit,
+            dataset=self._dataset,
+            mechanism=plan.kind,
+            event=self.mechanism.event(plan, alive),
+            clip=plan.clip,
+            sensitivity=plan.clip,
+            sites=len(plan.sites),
+            shares=float(plan.shares if alive is None else alive),
+            plan=plan.whole,
+            randomness=self._source.randomness,
+        )
+
+    def epsilon(self) -> float | None:
+        """The tightest valid epsilon so far."""
+        return next((bound["epsilon"] for bound in self._bounds() if bound["tightest"]), None)
+
+    def _bounds(self) -> list[dict[str, Any]]:
+        delta = self.mechanism.config.delta
+        if delta is None:
+            raise RunError.at("privacy.delta", "is missing")
+        events = [charge.event for charge in self.ledger.charges(self._run)]
+        return [
+            {
+                "accountant": bound.accountant,
+                "epsilon": bound.epsilon,
+                "valid": bound.valid,
+                "why": bound.why,
+                "tightest": bound.tightest,
+            }
+            for bound in bounds(events, delta, self.plan.whole)
+        ]
+
+    def statement(self, channel: str) -> dict[str, Any]:
+        """What the run may say about privacy, whole."""
+        config, plan = self.mechanism.config, self.plan
+        found = self._bounds()
+        tightest = next((bound for bound in found if bound["tightest"]), None)
+        return {
+            "unit": plan.unit,
+            "epsilon": tightest["epsilon"] if tightest else 0.0,
+            "delta": config.delta,
+            "adjacency": f"add or remove one {plan.unit}, against a fixed public denominator",
+            "accountant": tightest["accountant"] if tightest else None,
+            "mechanism": self.mechanism.describes,
+            "not_covered": self.mechanism.not_covered(),
+            "budget": config.epsilon,
+            "bounds": found,
+            "plan": plan.to_json(),
+            "releases": len(self.ledger.charges(self._run)),
+            "trust": self.mechanism.trust(channel),
+            "randomness": self._source.randomness,
+            "ledger_head": self.ledger.head,
+        }

@@ -1,0 +1,213 @@
+"""One round at the coordinator: orders out, updates in, the sum opened, the model moved, the round committed."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from medfl.coordinator import records
+from medfl.coordinator.desk import NoiseDesk
+from medfl.coordinator.journal import Arrays, Journal
+from medfl.coordinator.observer import Observer
+from medfl.errors import RunError
+from medfl.federation.round import Federation, OpenRound, RoundOutcome, RoundPlan, Validate
+from medfl.federation.summing import RoundSum
+from medfl.learning.messages import SiteFailure
+from medfl.privacy.channels.base import Message, Roster
+from medfl.privacy.codec import GridCodec
+from medfl.privacy.grid import BOUND, CLIP, Grid
+from medfl.transport.base import Delivery, Transport
+from medfl.update.base import Payload
+from medfl.update.vector import FloatVector
+from medfl.update.wire import parts, size
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def no_traffic() -> dict[str, Any]:
+    return {"up_bytes": 0, "down_bytes": 0, "sites": {}}
+
+
+@dataclass
+class Course:
+    """What a round leaves besides the model. changed: the sites' private arrays, as "site/name"."""
+
+    clock: Clock = field(default_factory=Clock)
+    traffic: dict[str, Any] = field(default_factory=no_traffic)
+    site_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    changed: Arrays = field(default_factory=dict)
+
+    def count(self, site: str, up: int, down: int) -> None:
+        self.traffic["up_bytes"] += up
+        self.traffic["down_bytes"] += down
+        own = self.traffic["sites"].setdefault(site, {"up": 0, "down": 0})
+        own["up"] += up
+        own["down"] += down
+
+
+@dataclass
+class Rounds:
+    """What stays the same from round to round."""
+
+    run: str
+    federation: Federation
+    transport: Transport
+    journal: Journal
+    observer: Observer
+    roster: Roster
+    desk: NoiseDesk | None
+    validate: Validate | None
+    code: Callable[[FloatVector, int], Payload]
+
+    def play(self, cases: Mapping[str, int], course: Course) -> RoundOutcome:
+        """The next round, or the rest of one whose sum was opened already; the federation has then moved."""
+        kept = self.journal.release()
+        if kept is not None and kept[0]["outcome"]["plan"]["round"] == self.federation.round + 1:
+            return self._finish(*kept, course)
+        with course.clock.phase("plan"):
+            plan = self.federation.plan(cases)
+            detail = {"cohort": list(plan.cohort), "hyperparameters": dict(plan.values)}
+            self.journal.note(plan.round, "plan", detail)
+        self.observer.round_started(plan)
+        with course.clock.phase("down"):
+            model = self.code(self.federation.model, plan.round)
+        sum_ = self._sum(plan)
+        round_ = self.federation.open(plan, self.validate, sum_)
+        if sum_ is not None and not self._prepared(sum_, round_, course):
+            return self.federation.step(round_.outcome, None)
+        self._receive(round_, model, course)
+        with course.clock.phase("step"):
+            if sum_ is None:
+                return self._close(round_)
+            return self._open(sum_, round_.outcome, course)
+
+    def _sum(self, plan: RoundPlan) -> RoundSum | None:
+        how = self.federation.parts.summation
+        if how is None:
+            return None
+        attempt = self.journal.plans(plan.round)
+        context = how.context(self.run, plan.round, attempt, plan.cohort, self.federation.model.size)
+        return how.open(context, self.roster, plan.values)
+
+    def _prepared(self, sum_: RoundSum, round_: OpenRound, course: Course) -> bool:
+        """Let the sites agree on keys; whether enough of them did. Those that did not have failed."""
+        with course.clock.phase("keys"):
+            try:
+                there = sum_.prepare(lambda stage, messages: self._exchange(stage, messages, course))
+            except RunError as error:
+                self._void(round_.outcome, error)
+                there = ()
+        for site in round_.outcome.plan.cohort:
+            if site not in there:
+                round_.fail(SiteFailure(site, round_.outcome.plan.round, "took no part in the agreement on keys"))
+                self.observer.answered(site, round_.outcome.sites[site])
+        return bool(there)
+
+    def _exchange(self, stage: str, messages: Mapping[str, Message], course: Course) -> dict[str, Message]:
+        answers = self.transport.exchange(stage, messages)
+        for site, message in messages.items():
+            answer = answers.get(site)
+            up = 0 if answer is None else size(parts(dict(answer.header), answer.buffers))
+            course.count(site, up, size(parts(dict(message.header), message.buffers)))
+        return answers
+
+    def _receive(self, round_: OpenRound, model: Payload, course: Course) -> None:
+        orders = [order for order in round_.outcome.plan.orders() if order.site not in round_.outcome.sites]
+        with closing(self.transport.train(orders, model, self.observer.local_progress)) as deliveries:
+            while True:
+                with course.clock.phase("local"):
+                    delivery = next(deliveries, None)
+                if delivery is None:
+                    return
+                with course.clock.phase("review"):
+                    self._take(round_, delivery, course)
+                site = delivery.answer.site
+                self.observer.answered(site, round_.outcome.sites[site])
+
+    @staticmethod
+    def _take(round_: OpenRound, delivery: Delivery, course: Course) -> None:
+        answer = delivery.answer
+        if isinstance(answer, SiteFailure):
+            round_.fail(answer)
+        else:
+            round_.receive(answer)
+            course.site_seconds[answer.site] = dict(answer.seconds)
+        course.count(answer.site, delivery.up_bytes, delivery.down_bytes)
+        course.changed.update({f"{answer.site}/{name}": array for name, array in delivery.state.items()})
+
+    def _close(self, round_: OpenRound) -> RoundOutcome:
+        if self.desk is not None:
+            self.desk.release(round_.outcome.plan.round, len(self.desk.plan.sites), None)
+        return self.federation.close(round_)
+
+    def _open(self, sum_: RoundSum, outcome: RoundOutcome, course: Course) -> RoundOutcome:
+        """Charge, draw the noise, open the sum, persist it, and only then go on."""
+        alive, noise = len(sum_.weights), None
+        try:
+            if self.desk is not None:
+                noise = self.desk.release(outcome.plan.round, alive, sum_.codec.grid)
+            total = sum_.total(lambda stage, messages: self._exchange(stage, messages, course), noise)
+        except RunError as error:
+            self._void(outcome, error)
+            return self.federation.step(outcome, None)
+        total = total.astype(np.int32)
+        about = {
+            "outcome": outcome.to_json(),
+            "denominator": sum_.denominator,
+            "traffic": course.traffic,
+            "site_seconds": course.site_seconds,
+        }
+        self.journal.keep_release(about, total, course.changed)
+        if self.desk is not None:
+            self.desk.done(total)
+        return self._step(outcome, total, sum_.denominator)
+
+    def _finish(self, about: Mapping[str, Any], total: Any, course: Course) -> RoundOutcome:
+        """Go on with an opened sum that a killed process left: it is neither opened nor charged again."""
+        course.traffic = dict(about["traffic"])
+        course.site_seconds = dict(about["site_seconds"])
+        outcome = RoundOutcome.from_json(about["outcome"])
+        self.observer.round_started(outcome.plan)
+        return self._step(outcome, total, about["denominator"])
+
+    def _step(self, outcome: RoundOutcome, total: Any, denominator: float) -> RoundOutcome:
+        how = self.federation.parts.summation
+        if how is None:
+            raise RunError.at(f"round {outcome.plan.round}", "has an opened sum in a study that opens none")
+        codec = GridCodec(Grid(outcome.plan.values[CLIP], int(outcome.plan.values[BOUND])))
+        return self.federation.step(outcome, how.combined(codec, total, denominator, outcome.plan.values))
+
+    def _void(self, outcome: RoundOutcome, error: RunError) -> None:
+        outcome.void = str(error)
+        self.journal.note(outcome.plan.round, "void", {"reason": outcome.void})
+
+    def commit(self, record: dict[str, Any], course: Course) -> dict[str, Any]:
+        """All of the round or nothing; the record with the time that took."""
+        with course.clock.phase("commit"):
+            plain, arrays = self.federation.state()
+            failed = {site: {"outcome": "failed", "reason": reason} for site, reason in record["failed"].items()}
+            self.journal.commit(record, plain, {**arrays, **course.changed}, {**record["verdicts"], **failed})
+        record["seconds"]["commit"] = round(course.clock.seconds["commit"], 6)
+        return record
+
+    def record(self, outcome: RoundOutcome, metrics: Mapping[str, Any] | None, course: Course) -> dict[str, Any]:
+        epsilon = None if self.desk is None else self.desk.epsilon()
+        return records.round_record(
+            outcome, metrics, course.traffic, course.clock.seconds, course.site_seconds, epsilon
+        )

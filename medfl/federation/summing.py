@@ -1,0 +1,125 @@
+"""A round whose updates are only ever added: integers in, one sum out, then the model's step.
+
+Used when a study has site- or patient-level privacy, or a bound on updates (`update.clip`), over any channel: the sum
+of the integers is the same, bit for bit, whether the coordinator sees the updates, masks hide them or they are
+encrypted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medfl.errors import RunError
+from medfl.privacy.channels.base import (
+    MINIMUM_SITES,
+    Channel,
+    CoordinatorEnd,
+    Exchange,
+    IntVector,
+    Roster,
+    RoundContext,
+)
+from medfl.privacy.codec import GridCodec
+from medfl.privacy.grid import BOUND, CAP, CLIP, SUM_LIMIT, Grid, weight_of
+from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
+from medfl.update.base import Payload
+from medfl.update.vector import FloatVector
+from medfl.update.wire import as_bytes
+
+
+@dataclass(frozen=True)
+class Summation:
+    """How a run adds up. noise: the run's plan under site- or patient-level privacy, else None; then `clip` is the
+    study's bound on an update, and sites weigh by their declared cases."""
+
+    channel: Channel
+    clip: float
+    mechanism: Mechanism | None = None
+    noise: NoisePlan | None = None
+
+    @property
+    def gradients(self) -> bool:
+        """Whether sites send sums of gradients in place of changes of the model."""
+        return self.mechanism is not None and "gradients" in self.mechanism.config.traits()
+
+    def grid(self, sites: int) -> Grid:
+        if self.noise is None:
+            return Grid.fit(self.clip, sites)
+        if self.gradients:
+            return Grid.for_gradients(
+                self.clip, sites, self.noise.noise_multiplier * np.sqrt(sites / self.noise.shares)
+            )
+        return Grid.fit(self.clip, sites, self.noise.noise_multiplier)
+
+    def values(self, cases: Mapping[str, int]) -> dict[str, float]:
+        """What orders must say: clip, grid, and the cases that weigh 1 (0: every site does)."""
+        cap = max(cases.values()) if self.noise is None else self.noise.cap
+        sites = len(cases) if self.noise is None else len(self.noise.sites)
+        return {CLIP: self.clip, BOUND: float(self.grid(sites).bound), CAP: float(cap)}
+
+    def context(self, run: str, round_: int, attempt: int, cohort: tuple[str, ...], size: int) -> RoundContext:
+        minimum = MINIMUM_SITES
+        if self.gradients and self.noise is not None:
+            minimum = max(minimum, self.noise.shares)
+        return RoundContext(run, round_, attempt, cohort, size, SUM_LIMIT, minimum)
+
+    def combined(
+        self,
+        codec: GridCodec,
+        total: npt.NDArray[np.signedinteger[Any]],
+        denominator: float,
+        values: Mapping[str, float],
+    ) -> FloatVector | None:
+        """The change of the model [size] that an opened sum stands for; None when nothing is in it."""
+        if not denominator:
+            return None
+        change = codec.grid.decode(total, denominator)
+        if self.gradients:
+            change *= np.float32(-values["local.learning_rate"])
+        return change
+
+    def open(self, context: RoundContext, roster: Roster, values: Mapping[str, float]) -> "RoundSum":
+        grid = Grid(values[CLIP], int(values[BOUND]))
+        return RoundSum(self, GridCodec(grid), self.channel.coordinator(context, roster), context, values[CAP])
+
+
+@dataclass
+class RoundSum:
+    """One round's sum at the coordinator. weights: of the sites that are in it."""
+
+    how: Summation
+    codec: GridCodec
+    end: CoordinatorEnd
+    context: RoundContext
+    cap: float
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def prepare(self, exchange: Exchange) -> tuple[str, ...]:
+        return self.end.prepare(exchange)
+
+    def add(self, site: str, payload: Payload, cases: int, factor: float = 1.0) -> None:
+        """Take in a sealed payload. factor lowers a weight that the coordinator can see to."""
+        if factor != 1.0:
+            values = np.frombuffer(payload.buffers[0], np.int32)
+            payload = replace(payload, buffers=(as_bytes(np.rint(values * factor).astype(np.int32)),))
+        self.end.add(site, payload)
+        self.weights[site] = factor * weight_of(cases, self.cap)
+
+    def total(self, exchange: Exchange, noise: IntVector | None) -> IntVector:
+        """Open the sum, once. RunError when too few sites are in it, or too few help."""
+        gradients = self.how.gradients and self.how.noise is not None
+        if gradients and len(self.weights) < self.context.minimum:
+            raise RunError.at(
+                f"round {self.context.round}",
+                f"{len(self.weights)} sites sent their share of the noise, {self.context.minimum} are needed",
+                "the sum stays closed; raise privacy.tolerated, or see why sites are missing",
+            )
+        return self.end.open(exchange, noise)
+
+    @property
+    def denominator(self) -> float:
+        """What the sum is to be divided by: public and fixed under privacy, else the weights that are in it."""
+        return sum(self.weights.values()) if self.how.noise is None else self.how.noise.denominator

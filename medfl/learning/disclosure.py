@@ -1,0 +1,87 @@
+"""A site's own door: whatever leaves it under differential privacy is charged to its ledger first.
+
+The site's ledger decides by itself, whatever the coordinator says: BudgetError keeps the update back.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from medfl.errors import RunError
+from medfl.privacy.channels.base import RoundContext
+from medfl.privacy.grid import Grid
+from medfl.privacy.ledger.base import Charge, Ledger, Permit
+from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
+from medfl.privacy.mechanisms.patient import PatientSamplingConfig
+from medfl.privacy.noise import NoiseSource, draw, system
+from medfl.update.vector import FloatVector
+
+_FINE = 1 << 22
+"""Grid units a clip norm where nothing has to fit a sum of sites."""
+
+
+@dataclass
+class Disclosure:
+    """What one site needs to charge and to draw noise. dataset: the ledger's name for the site's patients."""
+
+    site: str
+    study: str
+    run: str
+    mechanism: Mechanism
+    plan: NoisePlan
+    ledger: Ledger
+    dataset: str
+    source: NoiseSource = system
+
+    def permit(self, round_: int) -> Permit:
+        """Charge a round as planned, durably."""
+        return self.ledger.charge(self._charge(round_, None), self.mechanism.config.budget)
+
+    def guard(self, context: RoundContext, survivors: tuple[str, ...]) -> None:
+        """Before the sum of a round is opened: charge for noise that was counted on and is missing."""
+        if self.mechanism.event(self.plan, len(survivors)).noise_multiplier < self.plan.noise_multiplier:
+            self.ledger.charge(self._charge(context.round, len(survivors)), self.mechanism.config.budget)
+
+    def _charge(self, round_: int, alive: int | None) -> Charge:
+        plan = self.plan
+        return Charge(
+            study=self.study,
+            run=self.run,
+            round=round_,
+            release="model",
+            unit=plan.unit,
+            dataset=self.dataset,
+            mechanism=plan.kind,
+            event=self.mechanism.event(plan, alive),
+            clip=plan.clip,
+            sensitivity=plan.clip,
+            sites=len(plan.sites),
+            shares=float(plan.shares if alive is None else alive),
+            plan=plan.whole,
+            randomness=self.source.randomness,
+        )
+
+    @property
+    def sampling(self) -> PatientSamplingConfig:
+        """How patients are drawn. RunError under site-level privacy, which draws none."""
+        if not isinstance(self.mechanism.config, PatientSamplingConfig):
+            raise RunError.at(f"site {self.site}", "draws no patients under site-level privacy")
+        return self.mechanism.config
+
+    def share(self, total: FloatVector, grid: Grid, permit: Permit) -> npt.NDArray[np.int32]:
+        """The site's sum of clipped gradients [size] on the grid, with its share of the noise."""
+        whole = self.plan.noise_multiplier * math.sqrt(len(self.plan.sites) / self.plan.shares)
+        values = grid.quantise(total, grid.share(len(self.plan.sites), whole))
+        sigma = self._sigma(grid, values.size) / math.sqrt(self.plan.shares)
+        return (values + draw(permit, sigma, values.size, self.source)).astype(np.int32)
+
+    def noise(self, permit: Permit, size: int) -> npt.NDArray[np.float64]:
+        """All the noise [size] that a sum of clipped gradients needs, on a fine grid."""
+        grid = Grid(self.plan.clip, _FINE)
+        return np.multiply(draw(permit, self._sigma(grid, size), size, self.source), grid.step, dtype=np.float64)
+
+    def _sigma(self, grid: Grid, size: int) -> float:
+        # rounding a sum moves two neighbouring sums apart by up to one unit in each coordinate
+        return self.plan.noise_multiplier * (grid.bound + math.sqrt(size))

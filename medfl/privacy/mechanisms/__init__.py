@@ -1,0 +1,1 @@
+"""Who adds which noise to what: the three modes of differential privacy."""

@@ -1,0 +1,115 @@
+"""What stands between a site and the coordinator: its signing key, its end of the channel, its ledger, its policy."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from medfl.data.base import SiteData
+from medfl.errors import Faults, RunError, StudyError
+from medfl.learning.disclosure import Disclosure
+from medfl.learning.messages import Beginning, TrainReply
+from medfl.privacy.accounting.base import Budget
+from medfl.privacy.channels.base import Channel, Message, RoundContext, SiteEnd
+from medfl.privacy.identity import Ed25519Identity
+from medfl.privacy.ledger.base import Ledger, Unit
+from medfl.privacy.ledger.file import FileLedger
+from medfl.privacy.mechanisms.base import NoisePlan
+from medfl.study.build import build_channel, build_mechanism
+from medfl.study.model import Policy
+from medfl.study.sources import RunInputs
+
+
+class SiteDoor:
+    """One site's. Nothing leaves but through here."""
+
+    def __init__(self, name: str, inputs: RunInputs) -> None:
+        self.name = name
+        self.disclosure: Disclosure | None = None
+        self._inputs = inputs
+        self._policy = next((site.policy for site in inputs.sites if site.name == name), Policy())
+        self._identity = Ed25519Identity.generate(name)
+        self._end: SiteEnd | None = None
+
+    @property
+    def public(self) -> str:
+        return self._identity.public.hex()
+
+    def begin(self, beginning: Beginning, data: SiteData) -> None:
+        """Take up a run; StudyError with everything that the site's policy does not allow."""
+        study = self._inputs.study
+        channel: Channel = build_channel(study)
+        trains = "train" in data.splits and self.name not in study.evaluation.unseen
+        if trains:
+            self._check_policy()
+        if beginning.noise is not None and trains:
+            plan = NoisePlan.from_json(beginning.noise)
+            mechanism = build_mechanism(study)
+            if mechanism is None or plan.kind != mechanism.config.kind or plan.clip != mechanism.config.clip:
+                raise StudyError.at(f"site {self.name}", "was sent a noise plan that is not the study's")
+            ledger = self._open_ledger(self._inputs.ledgers)
+            dataset = ledger.register(_patients(data) if plan.unit == "patient" else [self.name])
+            self.disclosure = Disclosure(self.name, study.name, beginning.run, mechanism, plan, ledger, dataset)
+        roster = {site: bytes.fromhex(key) for site, key in beginning.roster.items()}
+        self._end = channel.site(self._identity, roster, self._guard)
+
+    def _check_policy(self) -> None:
+        study, policy, faults = self._inputs.study, self._policy, Faults()
+        where = f"site {self.name}, policy"
+        mechanism = study.privacy
+        unit = None if mechanism is None else next(t[5:] for t in mechanism.traits() if t.startswith("unit-"))
+        if policy.units is not None and unit not in policy.units:
+            found = "the study has no differential privacy" if unit is None else f"the study protects the unit {unit}"
+            faults.add(where, f"{found}, the site asks for {' or '.join(policy.units)}", "change the study's privacy")
+        if policy.channels is not None and study.update.channel.kind not in policy.channels:
+            faults.add(
+                where,
+                f"the study's channel is {study.update.channel.kind}, the site asks for {' or '.join(policy.channels)}",
+                "change update.channel",
+            )
+        epsilon = None if mechanism is None else mechanism.epsilon
+        ceiling = policy.max_epsilon
+        if ceiling is not None and mechanism is not None and (epsilon is None or epsilon > ceiling):
+            faults.add(where, f"allows epsilon {ceiling:g}, the study asks for {epsilon}", "lower privacy.epsilon")
+        faults.raise_if_any(StudyError)
+
+    def _open_ledger(self, folder: Path) -> FileLedger:
+        ceiling: dict[Unit, Budget] = {}
+        delta = None if self._inputs.study.privacy is None else self._inputs.study.privacy.delta
+        if self._policy.max_epsilon is not None and delta is not None:
+            budget = Budget(self._policy.max_epsilon, self._policy.max_delta or delta)
+            ceiling = {"site": budget, "patient": budget}
+        return FileLedger.open(folder / f"{self.name}.ledger", self.name, ceiling)
+
+    def _guard(self, context: RoundContext, survivors: tuple[str, ...]) -> None:
+        if self.disclosure is not None:
+            self.disclosure.guard(context, survivors)
+
+    def answer(self, stage: str, message: Message) -> Message:
+        return self._channel().answer(stage, message)
+
+    def seal(self, reply: TrainReply) -> TrainReply:
+        """The reply as it may leave."""
+        if reply.payload is None:
+            return reply
+        return replace(reply, payload=self._channel().seal(reply.round, reply.payload))
+
+    def _channel(self) -> SiteEnd:
+        if self._end is None:
+            raise RunError.at(f"site {self.name}", "was asked before the run began")
+        return self._end
+
+    def may_evaluate(self) -> None:
+        """RunError when the site's metrics may not leave."""
+        if not self._policy.metrics_may_leave:
+            raise RunError.at(
+                f"site {self.name}", "its policy keeps metrics in the house", "set policy.metrics_may_leave"
+            )
+
+    @property
+    def ledger(self) -> Ledger | None:
+        return None if self.disclosure is None else self.disclosure.ledger
+
+
+def _patients(data: SiteData) -> list[str]:
+    """The site's patients, training and other: a charge is about all whom the site holds for the study."""
+    train = data.splits["train"]
+    return sorted({train.info(index).patient for index in range(len(train))})
