@@ -17,11 +17,11 @@ LIMIT = 8_000_000
 Tamper = Callable[[str, str, Message], Message | None]
 
 
-def keep(stage: str, site: str, message: Message) -> Message | None:
+def keep(_stage: str, _site: str, message: Message) -> Message | None:
     return message
 
 
-def agree(context: RoundContext, survivors: tuple[str, ...]) -> None:
+def agree(_context: RoundContext, _survivors: tuple[str, ...]) -> None:
     return None
 
 

@@ -1,6 +1,6 @@
 """Masks: the sum and nothing but the sum, bit for bit, whoever drops out and whatever the coordinator asks."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,91 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
+from toys.secure_sum import LIMIT, Federation, grid, words
 
 from medfl.errors import RunError
-from medfl.privacy.channels.base import Channel, CoordinatorEnd, Guard, Message, RoundContext, SiteEnd
-from medfl.privacy.channels.masks import Masks, MasksConfig
-from medfl.privacy.identity import Ed25519Identity
+from medfl.privacy.channels.base import CoordinatorEnd
+from medfl.privacy.channels.masks.coordinator import MasksCoordinator
 from medfl.update.base import Payload
-from medfl.update.wire import as_bytes
-
-LIMIT = 8_000_000
-Tamper = Callable[[str, str, Message], Message | None]
-
-
-def keep(stage: str, site: str, message: Message) -> Message | None:
-    return message
-
-
-def agree(context: RoundContext, survivors: tuple[str, ...]) -> None:
-    return None
-
-
-class Federation:
-    """Sites a, b, c, .. and a coordinator that talk through `exchange`.
-
-    tamper changes a request before the site gets it, or loses it (None). refusals: what the sites refused, by site.
-    """
-
-    def __init__(self, count: int, threshold: float = 0.67, size: int = 50, guard: Guard = agree) -> None:
-        self.names = tuple(chr(ord("a") + i) for i in range(count))
-        identities = {name: Ed25519Identity.generate(name) for name in self.names}
-        self.roster = {name: identity.public for name, identity in identities.items()}
-        self.channel: Channel = Masks(MasksConfig(threshold=threshold))
-        self.sites: dict[str, SiteEnd] = {
-            name: self.channel.site(identities[name], self.roster, guard) for name in self.names
-        }
-        self.size = size
-        self.tamper: Tamper = keep
-        self.refusals: dict[str, str] = {}
-        self.sent: dict[str, dict[str, Message]] = {}
-
-    def context(self, round_: int = 1, attempt: int = 1, minimum: int = 3) -> RoundContext:
-        return RoundContext("run", round_, attempt, self.names, self.size, LIMIT, minimum)
-
-    def coordinator(self, *args: Any, **kwargs: Any) -> CoordinatorEnd:
-        return self.channel.coordinator(self.context(*args, **kwargs), self.roster)
-
-    def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
-        answers = {}
-        self.sent[stage] = dict(messages)
-        for site, message in messages.items():
-            changed = self.tamper(stage, site, message)
-            if changed is None:
-                continue
-            try:
-                answers[site] = self.sites[site].answer(stage, changed)
-            except RunError as error:
-                self.refusals[site] = str(error)
-        return answers
-
-    def lose(self, lost: Mapping[str, Iterable[str]]) -> None:
-        """Sites that do not answer, by stage."""
-        self.tamper = lambda stage, site, message: None if site in lost.get(stage, ()) else message
-
-    def updates(self, seed: int = 0) -> dict[str, npt.NDArray[np.int32]]:
-        rng = np.random.default_rng(seed)
-        return {name: rng.integers(-9999, 9999, self.size, dtype=np.int32) for name in self.names}
-
-    def sealed(self, updates: Mapping[str, npt.NDArray[np.int32]], round_: int = 1) -> dict[str, Payload]:
-        return {name: self.sites[name].seal(round_, grid(values)) for name, values in updates.items()}
-
-    def collected(self, sending: Iterable[str], round_: int = 1, attempt: int = 1) -> tuple[CoordinatorEnd, Any]:
-        """A coordinator that has the updates of `sending`, ready to open, and their plain sum."""
-        end, sending = self.coordinator(round_, attempt), tuple(sending)
-        end.prepare(self.exchange)
-        updates = {name: values for name, values in self.updates(round_).items() if name in sending}
-        for name, payload in self.sealed(updates, round_).items():
-            end.add(name, payload)
-        return end, sum(values.astype(np.int64) for values in updates.values())
-
-
-def grid(values: npt.NDArray[np.int32]) -> Payload:
-    return Payload("grid", values.size, (as_bytes(values),))
-
-
-def words(payload: Payload) -> npt.NDArray[np.uint32]:
-    return np.frombuffer(payload.buffers[0], np.uint32)
 
 
 def uniform(values: npt.NDArray[np.uint32]) -> bool:
@@ -124,3 +45,158 @@ def test_sum_is_the_plain_sum_for_any_survivors(data: st.DataObject) -> None:
     total = end.open(federation.exchange)
     assert total.dtype == np.int64
     np.testing.assert_array_equal(total, sum(values.astype(np.int64) for values in updates.values()))
+
+
+def test_noise_is_added_and_the_limit_holds() -> None:
+    federation = Federation(3)
+    end, plain = federation.collected("abc")
+    noise = np.arange(federation.size, dtype=np.int64) - 20
+    np.testing.assert_array_equal(end.open(federation.exchange, noise), plain + noise)
+    end, plain = federation.collected("abc", round_=2)
+    with pytest.raises(RunError, match="round 2: a coordinate of the sum is"):
+        end.open(federation.exchange, noise + LIMIT)
+    end, _ = federation.collected("abc", round_=3)
+    with pytest.raises(RunError, match="noise of 1 values"):
+        end.open(federation.exchange, np.zeros(1, np.int64))
+
+
+def test_a_payload_is_four_bytes_a_value_and_looks_random() -> None:
+    federation = Federation(4, size=100_000)
+    federation.coordinator().prepare(federation.exchange)
+    zeros = np.zeros(federation.size, np.int32)
+    payloads = federation.sealed(dict.fromkeys(federation.names, zeros))
+    assert all(payload.codec == "masks" and len(payload.buffers[0]) == 4 * zeros.size for payload in payloads.values())
+    masks = [words(payload) for payload in payloads.values()]
+    assert all(uniform(mask) for mask in masks)
+    assert all(uniform(one - other) for i, one in enumerate(masks) for other in masks[:i])
+    # no word repeats more often than chance has it: a mask from a small state or a short cycle would
+    assert len(np.unique(np.concatenate(masks))) > 4 * zeros.size * (1 - 1e-4)
+    # the same assertions fail for no mask, for one that two sites share and for one that repeats
+    assert not uniform(words(grid(federation.updates()["a"])))
+    assert not uniform(masks[0] - masks[0].copy())
+    assert len(np.unique(np.tile(masks[0][: 1 << 15], 3))) < 3 * (1 << 15) * (1 - 1e-4)
+
+
+def test_masks_are_fresh_every_round_and_run() -> None:
+    zeros, seen = np.zeros(64, np.int32), set()
+    for federation in (Federation(3, size=64), Federation(3, size=64)):
+        for round_, attempt in ((1, 1), (1, 2), (2, 1)):
+            federation.coordinator(round_, attempt).prepare(federation.exchange)
+            payloads = federation.sealed(dict.fromkeys(federation.names, zeros), round_)
+            seen.update(bytes(payload.buffers[0]) for payload in payloads.values())
+    assert len(seen) == 18
+
+
+def test_masks_that_do_not_cancel_are_found_out() -> None:
+    """The fake: a coordinator that forgets to take off the masks of pairs with the site that dropped out."""
+    federation = Federation(4)
+    end, _ = federation.collected("abc")
+    assert isinstance(end, MasksCoordinator)
+    rebuild = end._rebuild
+    end._rebuild = lambda *args: (rebuild(*args)[0], {})  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="in size, at most 8000000 is possible"):
+        end.open(federation.exchange)
+
+
+def test_too_few_sites() -> None:
+    with pytest.raises(RunError, match="round 7: 2 of 2 sites are in the cohort, 3 are needed"):
+        Federation(2).coordinator(7).prepare(Federation(2).exchange)
+    for stage in ("masks.keys", "masks.shares", "masks.peers"):
+        federation = Federation(4)
+        federation.lose({stage: "cd"})
+        with pytest.raises(RunError, match=r"round 1: 2 of 4 sites .* 3 are needed"):
+            federation.coordinator().prepare(federation.exchange)
+    federation = Federation(4)
+    end, _ = federation.collected("ab")
+    with pytest.raises(RunError, match="2 of 4 sites sent an update"):
+        end.open(federation.exchange)
+    for stage in ("masks.survivors", "masks.open"):
+        federation = Federation(4)
+        end, _ = federation.collected("abcd")
+        federation.lose({stage: "ab"})
+        with pytest.raises(RunError, match=r"2 of 4 sites (agreed|helped) to open the sum"):
+            end.open(federation.exchange)
+
+
+def test_sites_that_leave_during_the_opening_are_still_in_the_sum() -> None:
+    federation = Federation(5)
+    end, plain = federation.collected("abcde")
+    federation.lose({"masks.survivors": "", "masks.open": "c"})
+    np.testing.assert_array_equal(end.open(federation.exchange), plain)
+
+
+def test_a_round_is_opened_once() -> None:
+    federation = Federation(3)
+    end, _ = federation.collected("abc")
+    end.open(federation.exchange)
+    with pytest.raises(RunError, match="round 1: there is no sum to open"):
+        end.open(federation.exchange)
+    with pytest.raises(RunError, match="a, round 1: an update came before"):
+        end.add("a", grid(federation.updates()["a"]))
+
+
+def blob(federation: Federation, round_: int = 1, site: str = "a") -> tuple[CoordinatorEnd, Payload]:
+    end = federation.coordinator(round_)
+    end.prepare(federation.exchange)
+    return end, federation.sealed({site: federation.updates()[site]}, round_)[site]
+
+
+def changed(payload: Payload, **changes: Any) -> Payload:
+    parts = {"codec": payload.codec, "size": payload.size, "buffers": payload.buffers, "meta": payload.meta}
+    return Payload(**{**parts, **changes})
+
+
+def flipped(payload: Payload, bit: int) -> Payload:
+    content = bytearray(payload.buffers[0])
+    content[bit // 8] ^= 1 << bit % 8
+    return changed(payload, buffers=(bytes(content),))
+
+
+BAD: dict[str, Callable[[Payload], Payload]] = {
+    "first bit": lambda p: flipped(p, 0),
+    "last bit": lambda p: flipped(p, 8 * len(p.buffers[0]) - 1),
+    "cut off": lambda p: changed(p, buffers=(p.buffers[0][:-4],)),
+    "too long": lambda p: changed(p, buffers=(bytes(p.buffers[0]) + bytes(4),)),
+    "two buffers": lambda p: changed(p, buffers=(p.buffers[0], b"")),
+    "no buffer": lambda p: changed(p, buffers=()),
+    "size": lambda p: changed(p, size=p.size + 1),
+    "codec": lambda p: changed(p, codec="grid"),
+    "no signature": lambda p: changed(p, meta={k: v for k, v in p.meta.items() if k != "signature"}),
+    "no meta": lambda p: changed(p, meta={}),
+    "signature is no text": lambda p: changed(p, meta={**p.meta, "signature": 7}),
+    "signature is no hex": lambda p: changed(p, meta={**p.meta, "signature": "xyz"}),
+    "round": lambda p: changed(p, meta={**p.meta, "round": 2}),
+    "attempt": lambda p: changed(p, meta={**p.meta, "attempt": 2}),
+    "run": lambda p: changed(p, meta={**p.meta, "run": "other"}),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_a_blob_that_is_not_whole_is_refused_and_leaves_the_sum(bad: Callable[[Payload], Payload]) -> None:
+    federation = Federation(3)
+    end, payload = blob(federation)
+    with pytest.raises(RunError, match="a, round 1: "):
+        end.add("a", bad(payload))
+    end.add("a", payload)
+    for name in "bc":
+        end.add(name, federation.sealed({name: federation.updates()[name]})[name])
+    plain = sum(values.astype(np.int64) for values in federation.updates().values())
+    np.testing.assert_array_equal(end.open(federation.exchange), plain)
+
+
+def test_blobs_of_others_duplicates_and_replays() -> None:
+    federation = Federation(3)
+    end, payload = blob(federation)
+    assert end.look("a", payload) is None
+    with pytest.raises(RunError, match="b, round 1: the signature is not b's"):
+        end.add("b", payload)
+    with pytest.raises(RunError, match=r"stranger, round 1: .*did not take part"):
+        end.add("stranger", payload)
+    end.add("a", payload)
+    with pytest.raises(RunError, match="a, round 1: its update was added already"):
+        end.add("a", payload)
+    later, _ = blob(federation, round_=2, site="b")
+    with pytest.raises(RunError, match="a, round 2: its update is of run 'run', round 1, attempt 1"):
+        later.add("a", payload)
+    with pytest.raises(RunError, match="a, round 2: the signature is not a's"):
+        later.add("a", changed(payload, meta={**payload.meta, "round": 2}))
