@@ -53,7 +53,7 @@ def _print(found: Mapping[str, Any]) -> None:
         _print_runs(found["runs"])
         _print_groups(found["groups"], found["delta"])
     if found["tainted"]:
-        _say(f"TAINTED: the guarantee is {found['guarantee']}", "bold red")
+        _say(f"TAINTED: {found['void']}", "bold red")
     if found["repairs"]:
         _say(f"lines that were cut off while they were written, and repaired: {found['repairs']}")
     for party, head in found["witnessed"].items():
@@ -67,14 +67,14 @@ def _print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
     left_out = max(0, len(runs) - _SHOWN)
     title = "Charges by run" + (f": the last {_SHOWN}, {left_out} earlier ones are in --json" if left_out else "")
-    table = Table("study", "run", "unit", "mechanism", title=title, title_justify="left")
-    for name in ("charges", "released", "rounds", "noise", "last charge"):
+    table = Table("study", "run", "unit", title=title, title_justify="left")
+    for name in ("charges", "released", "rounds", "noise", "last"):
         table.add_column(name, justify="right")
     for run in runs[left_out:]:
         name = escape(run["run"]) + (" [red](tainted)[/]" if run["tainted"] else "")
         rounds, noise = (_range(run[key]) for key in ("rounds", "noise_multiplier"))
         counts = (str(run["charges"]), str(run["released"]), rounds, noise, run["to"][:10])
-        table.add_row(escape(run["study"]), name, run["unit"], escape(", ".join(run["mechanisms"])), *counts)
+        table.add_row(escape(run["study"]), name, run["unit"], *counts)
     result().print(table)
 
 
@@ -83,12 +83,11 @@ def _print_groups(groups: Sequence[Mapping[str, Any]], delta: float) -> None:
 
     title = f"Spent in all, as epsilon at delta {delta:g}"
     table = Table("data", "unit", title=title, title_justify="left")
-    for name in ("charges", "studies", "runs", "epsilon", *(bound["accountant"] for bound in groups[0]["bounds"])):
+    for name in ("charges", "studies", "runs", *(bound["accountant"] for bound in groups[0]["bounds"])):
         table.add_column(name, justify="right")
     for group in groups:
         counts = (str(group["charges"]), str(len(group["studies"])), str(group["runs"]))
-        costs = (_epsilon(group["epsilon"]), *map(_bound, group["bounds"]))
-        table.add_row(_data(group), group["unit"], *counts, *costs)
+        table.add_row(_data(group), group["unit"], *counts, *map(_bound, group["bounds"]))
     result().print(table)
     for why in dict.fromkeys(_why_not(bound) for group in groups for bound in group["bounds"]):
         if why:
@@ -109,7 +108,7 @@ def _why_not(bound: Mapping[str, Any]) -> str:
 def _data(group: Mapping[str, Any]) -> str:
     first, *others = group["datasets"]
     more = f" and {len(others)} that overlap" if others else ""
-    return f"{first[:12]}{more}" + ("" if group["registered"] else " (not registered)")
+    return f"{first[:8]}{more}" + ("" if group["registered"] else " (not registered)")
 
 
 def _epsilon(value: float | str | None) -> str:

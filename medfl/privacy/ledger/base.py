@@ -69,6 +69,10 @@ class Permit:
         self._left -= 1
         return self.charge
 
+    def void(self) -> None:
+        """Give up what is left: no more noise is drawn against this permit."""
+        self._left = 0
+
 
 class Ledger(ABC):
     """One party's record of charges. `entry` is the hash of a record in its chain."""

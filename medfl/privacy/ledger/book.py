@@ -48,7 +48,7 @@ class Book:
         place = f"{where}, line {record.sequence}"
         try:
             self._take[record.kind](self, record)
-        except (ValidationError, KeyError, TypeError, ValueError) as error:
+        except (ValidationError, InputError, KeyError, TypeError, ValueError) as error:
             what = f"is a record {record.kind!r} that makes no sense: {_brief(error)}"
             raise RunError.at(place, what, "use the version of medfl that wrote it") from error
         self.hashes.add(record.hash)
@@ -130,7 +130,7 @@ def _events(spent: Iterable[_Spent]) -> list[GaussianEvent]:
 def _brief(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-    return f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return f"{error}" if isinstance(error, ValueError | InputError) else f"{type(error).__name__}: {error}"
 
 
 def as_body(charge: Charge, version: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def as_body(charge: Charge, version: str) -> dict[str, Any]:
     try:
         same = _CHARGE.validate_json(json.dumps(body, allow_nan=False)).to_json() == body
         wrong = "" if same else "some values are of another type than theirs"
-    except (ValidationError, TypeError, ValueError) as error:
+    except (ValidationError, InputError, TypeError, ValueError) as error:
         wrong = _brief(error)
     if wrong:
         raise InputError.at(f"run {charge.run}, round {charge.round}", f"this charge cannot be kept: {wrong}")

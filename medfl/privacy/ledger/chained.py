@@ -68,10 +68,10 @@ class ChainedLedger(Ledger):
     def charge(self, charge: Charge, budget: Budget | None) -> Permit:
         with self._turn():
             self._check(charge, budget)
-            key = charge.run, charge.unit
+            body, key = as_body(charge, __version__), (charge.run, charge.unit)
             if charge.plan and not self._book.has_started(*key) and key not in self._book.plans:
                 self._write_plan(charge.run, charge.unit, charge.plan)
-            entry = self._append("charge", as_body(charge, __version__)).hash
+            entry = self._append("charge", body).hash
         return Permit(charge, entry)
 
     def done(self, permit: Permit, digest: str) -> None:
@@ -89,10 +89,10 @@ class ChainedLedger(Ledger):
                 raise RunError.at(f"charge {permit.entry[:12]}", what, "send the kept bytes again, or charge anew")
 
     def recall(self, entry: str) -> Permit:
-        """The used permit of an earlier charge, for `done` after a crash: it gives no right to draw noise."""
+        """The permit of an earlier charge, void, for `done` after a crash: it gives no right to draw noise."""
         with self._turn():
             permit = Permit(self._known(entry), entry)
-        permit.use()
+        permit.void()
         return permit
 
     def write_plan(self, run: str, unit: Unit, plan: GaussianEvent) -> None:
@@ -182,7 +182,7 @@ class ChainedLedger(Ledger):
 
     def _check(self, charge: Charge, budget: Budget | None) -> None:
         ceiling = self._ceiling.get(charge.unit)
-        require_sound(charge, self.owner, [one for one in (budget, ceiling) if one])
+        require_sound(charge, self.owner)
         limits = []
         if budget:
             spent = self._book.of_run(charge.run, charge.unit)

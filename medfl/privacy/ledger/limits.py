@@ -32,38 +32,32 @@ def require_affordable(charge: Charge, owner: str, limits: Sequence[Limit]) -> N
     faults.raise_if_any(BudgetError)
 
 
-def require_sound(charge: Charge, owner: str, budgets: Sequence[Budget]) -> None:
+def require_sound(charge: Charge, owner: str) -> None:
     """InputError names everything about a charge that cannot be accounted for."""
     faults = Faults()
     where = f"{owner}, run {charge.run!r}, round {charge.round}"
-    event = charge.event
     positive = {
-        "noise multiplier": event.noise_multiplier,
+        "noise multiplier": charge.event.noise_multiplier,
         "clip": charge.clip,
         "sensitivity": charge.sensitivity,
-        "number of steps": event.steps,
+        "number of steps": charge.event.steps,
         "number of sites": charge.sites,
         "number of noise shares": charge.shares,
     }
     for name, value in positive.items():
         if not (math.isfinite(value) and value > 0):
             faults.add(where, f"the {name} is {value}", "it must be positive and finite: nothing leaves without noise")
-    if not 0 < event.sampling_rate <= 1:
-        faults.add(where, f"the sampling rate is {event.sampling_rate}", "it must lie in (0, 1]")
     for name, text in (("study", charge.study), ("run", charge.run), ("data set", charge.dataset)):
         if not text:
             faults.add(where, f"the {name} has no name", "charges are summed by it")
-    for budget in budgets:
-        if not (budget.epsilon > 0 and 0 < budget.delta < 1):
-            faults.add(where, f"the budget is {budget}", "epsilon must be positive and delta in (0, 1)")
     faults.raise_if_any(InputError)
 
 
 def _said(charge: Charge, limit: Limit) -> str:
     budget = limit.budget
     # a plan only ever allows more, so what refuses a charge are the bounds that hold without one
-    before = _epsilon(limit.spent, budget.delta) if limit.spent else 0.0
-    after = _epsilon([*limit.spent, charge.event], budget.delta)
+    before = least_epsilon(limit.spent, budget.delta)
+    after = least_epsilon([*limit.spent, charge.event], budget.delta)
     return (
         f"the next charge (unit {charge.unit}, {charge.release}, noise multiplier {charge.event.noise_multiplier:g}) "
         f"would bring {limit.what} from epsilon {before:.4f} to {after:.4f} at delta {budget.delta:g}, over the budget "
@@ -71,8 +65,9 @@ def _said(charge: Charge, limit: Limit) -> str:
     )
 
 
-def _epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
-    from medfl.privacy.accounting.bounds import bounds, tightest
+def least_epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
+    """The least of the bounds that hold without a plan; much cheaper than all bounds."""
+    from medfl.privacy.accounting.bounds import ACCOUNTANTS
 
-    found = tightest(bounds(events, delta)).epsilon
-    return math.inf if found is None else found
+    adaptive = (one.epsilon(events, delta) for one in ACCOUNTANTS.values() if one.adaptive)
+    return min(epsilon for epsilon in adaptive if epsilon is not None)

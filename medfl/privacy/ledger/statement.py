@@ -7,16 +7,17 @@ from medfl.privacy.accounting.base import GaussianEvent
 from medfl.privacy.ledger.base import Charge, Unit
 from medfl.privacy.ledger.book import Book
 from medfl.privacy.ledger.chained import ChainedLedger
+from medfl.privacy.ledger.limits import least_epsilon
 from medfl.privacy.ledger.units import Units
 
-TAINTED = "void: noise was drawn from a generator for tests, which is not secret; no epsilon below holds"
+TAINTED = "noise was drawn from a generator for tests, which is not secret: no epsilon here holds, for good"
 
 
 def summary(ledger: ChainedLedger, delta: float) -> dict[str, Any]:
     """What was charged, by groups of data sets that share units and by runs, with epsilon by accountant at `delta`.
 
-    A group's epsilon holds for each of its units: that of the data set for which it is largest, together with all that
-    overlap with it. `bounds` are those of all accountants, `accountant` the one whose valid bound is the tightest.
+    A group's epsilon holds for each of its units: it is that of the unit whose data sets paid most. `bounds` are those
+    of all accountants, `accountant` the one whose valid bound is the tightest.
     """
     with ledger.reading() as (book, units):
         charges = list(book.entries.values())
@@ -28,7 +29,7 @@ def summary(ledger: ChainedLedger, delta: float) -> dict[str, Any]:
             "releases": len(book.digests),
             "repairs": book.repairs,
             "tainted": book.tainted,
-            "guarantee": TAINTED if book.tainted else "holds",
+            "void": TAINTED if book.tainted else None,
             "adjacency": sorted({charge.adjacency for charge in charges}),
             "delta": delta,
             "groups": [
@@ -45,8 +46,8 @@ def _group(book: Book, units: Units, unit: Unit, group: Sequence[str], delta: fl
     charges = [charge for charge in book.entries.values() if charge.unit == unit and charge.dataset in group]
     runs = _unique(charge.run for charge in charges)
     plan = book.plans.get((runs[0], unit)) if len(runs) == 1 else None
-    together = {frozenset(units.overlapping(dataset, group)) for dataset in group}
-    largest = [one for one in together if not any(one < other for other in together)]
+    spent = [book.of_datasets(together, unit) for together in units.together(group)]
+    worst = max(spent, key=lambda events: least_epsilon(events, delta))
     return {
         "unit": unit,
         "datasets": sorted(group),
@@ -54,7 +55,7 @@ def _group(book: Book, units: Units, unit: Unit, group: Sequence[str], delta: fl
         "charges": len(charges),
         "studies": _unique(charge.study for charge in charges),
         "runs": len(runs),
-        **_dearest([book.of_datasets(one, unit) for one in largest], delta, plan),
+        **_costs(worst, delta, plan),
     }
 
 
@@ -84,16 +85,15 @@ def _run(book: Book, study: str, run: str, unit: Unit, entries: Sequence[tuple[s
     }
 
 
-def _dearest(spent: Sequence[Sequence[GaussianEvent]], delta: float, plan: GaussianEvent | None) -> dict[str, Any]:
+def _costs(events: Sequence[GaussianEvent], delta: float, plan: GaussianEvent | None) -> dict[str, Any]:
     from medfl.privacy.accounting.bounds import bounds, tightest
 
-    costs = [bounds(events, delta, plan) for events in spent]
-    worst = max(costs, key=lambda found: tightest(found).epsilon or 0.0)
-    best = tightest(worst).to_json()
+    found = bounds(events, delta, plan)
+    best = tightest(found).to_json()
     return {
         "epsilon": best["epsilon"],
         "accountant": best["accountant"],
-        "bounds": [bound.to_json() for bound in worst],
+        "bounds": [bound.to_json() for bound in found],
     }
 
 

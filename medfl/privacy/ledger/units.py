@@ -39,15 +39,29 @@ class Units:
 
     def __init__(self) -> None:
         self.known: dict[str, Keys] = {}
+        self._found: dict[tuple[str, str], bool] = {}
 
     def overlap(self, one: str, other: str) -> bool:
+        """Whether the two share a unit, as far as is known."""
         if one == other or one not in self.known or other not in self.known:
             return True
-        return not self.known[one].isdisjoint(self.known[other])
+        if (one, other) not in self._found:
+            self._found[one, other] = not self.known[one].isdisjoint(self.known[other])
+        return self._found[one, other]
 
     def overlapping(self, dataset: str, among: Iterable[str]) -> list[str]:
         """Those of `among` that share a unit with the data set, itself included."""
         return [other for other in among if self.overlap(dataset, other)]
+
+    def together(self, datasets: Sequence[str]) -> set[frozenset[str]]:
+        """For each unit the data sets that it is in, once for all units in the same ones. Data sets that were never
+        registered are taken to hold every unit."""
+        unknown = [dataset for dataset in datasets if dataset not in self.known]
+        found: dict[str, list[str]] = {}
+        for dataset in datasets:
+            for key in self.known.get(dataset, ()):
+                found.setdefault(key, []).append(dataset)
+        return {frozenset((*names, *unknown)) for names in found.values()} or {frozenset(unknown)}
 
     def groups(self, datasets: Sequence[str]) -> list[list[str]]:
         """Data sets that are linked by overlaps, directly or through others."""
