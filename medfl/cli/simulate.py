@@ -1,5 +1,6 @@
 """`medfl simulate`: a whole federation on this machine."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,14 @@ def simulate(
     cache: Annotated[
         Path | None, typer.Option(help="Cache folder; default: $MEDFL_CACHE, else ~/.cache/medfl.", show_default=False)
     ] = None,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the privacy ledgers, which add up over runs; default: $MEDFL_LEDGERS, else "
+            "~/.local/share/medfl/ledgers; for synthetic images the run folder.",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html and the model card.")] = True,
     json: Json = False,
 ) -> None:
@@ -73,12 +82,19 @@ def simulate(
             "--seed": seed,
             "--out": out,
         }
-        given |= {"--set": overrides or None, "--cache": cache, "--pooled": pooled or None, "--only": only}
+        given |= {
+            "--set": overrides or None,
+            "--cache": cache,
+            "--ledgers": ledgers,
+            "--pooled": pooled or None,
+            "--only": only,
+        }
         _refuse_with_resume([name for name, value in given.items() if value is not None])
         inputs, folder = inputs_of(resume), resume
     else:
         inputs = _inputs(study, sites, data, rounds, seed, overrides or [], cache, pooled, only)
         folder = out or _next_folder(inputs.study.name)
+        inputs = inputs.model_copy(update={"ledgers": _ledgers(ledgers, inputs, folder).resolve()})
     try:
         observers = [make_progress(console, _primary(inputs)), *_sinks(sink or [], folder)]
         summary = run(inputs, folder, Observers(observers), workers=workers, resume=resume is not None)
@@ -136,6 +152,15 @@ def _inputs(
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     return adapted
+
+
+def _ledgers(given: Path | None, inputs: "RunInputs", run: Path) -> Path:
+    """Where the ledgers lie: what was spent on patients stays spent, and synthetic patients have nothing to lose."""
+    source = inputs.study.data.source.kind
+    if given is None and inputs.data is None and source == "synthetic":
+        return run / "ledgers"
+    named = os.environ.get("MEDFL_LEDGERS")
+    return given or (Path(named) if named else Path.home() / ".local" / "share" / "medfl" / "ledgers")
 
 
 def _site_folder(study: Path) -> Path | None:

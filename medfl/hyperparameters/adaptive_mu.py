@@ -18,6 +18,9 @@ class AdaptiveMuConfig(HyperparameterConfig):
     def lowest(self) -> float:
         return 0.0
 
+    def traits(self) -> frozenset[str]:
+        return frozenset({"by-loss"})
+
 
 class AdaptiveMu(Hyperparameter):
     Config = AdaptiveMuConfig

@@ -27,7 +27,8 @@ class Progress:
 
 
 class HyperparameterConfig(PluginConfig):
-    """Marks a configuration field as a hyper-parameter, so that the coordinator finds it."""
+    """Marks a configuration field as a hyper-parameter, so that the coordinator finds it. Trait "by-loss": it moves
+    with the sites' training losses."""
 
     def lowest(self) -> float | None:
         """The smallest value it can take; None when that is not known beforehand."""

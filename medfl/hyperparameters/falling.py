@@ -57,6 +57,9 @@ class FallingConfig(HyperparameterConfig):
     def lowest(self) -> float:
         return self.minimum
 
+    def traits(self) -> frozenset[str]:
+        return frozenset({"by-loss"})
+
 
 class Falling(Hyperparameter):
     """A whole number in [minimum, start] that follows the smoothed loss; sub-classes say how, in `update`."""

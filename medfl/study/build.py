@@ -11,12 +11,13 @@ from medfl.federation.round import FederationParts
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.federation.summing import Summation
-from medfl.hyperparameters.base import HYPERPARAMETERS, Hyperparameter, found_in
+from medfl.hyperparameters.base import HYPERPARAMETERS, Hyperparameter
 from medfl.hyperparameters.constant import ConstantConfig
 from medfl.learning.rules.base import RULES
 from medfl.privacy.channels.base import CHANNELS, Channel
 from medfl.privacy.mechanisms.base import MECHANISMS, Facts, Mechanism, NoisePlan
 from medfl.study.model import Study
+from medfl.study.rules import values
 from medfl.tasks.base import TASKS, Task
 from medfl.update.codecs.base import CODECS, Codec
 from medfl.update.gates.base import GATES
@@ -105,10 +106,7 @@ def build_noise_plan(study: Study, cases: Mapping[str, int], parameters: int) ->
 
 def build_values(study: Study) -> dict[str, Hyperparameter]:
     """Every hyper-parameter of the study by dotted name."""
-    configs = found_in("local", study.local)
-    for rule in study.local.rules:
-        configs |= found_in(rule.kind, rule)
-    return {name: HYPERPARAMETERS.build(config) for name, config in configs.items()}
+    return {name: HYPERPARAMETERS.build(config) for name, config in values(study).items()}
 
 
 def choose_device(study: Study) -> "torch.device":

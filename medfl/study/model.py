@@ -1,9 +1,9 @@
 """A Study: one YAML that names every part of a federation. Validated whole before anything runs."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from medfl.data.augment.base import AugmentConfig
 from medfl.data.partition.base import PARTITIONS
@@ -144,6 +144,16 @@ class Study(Section):
     privacy: Annotated[SerializeAsAny[MechanismConfig], MECHANISMS] | None = Field(
         None, description="differential privacy: site, patient or local; null for none"
     )
+
+    @model_validator(mode="after")
+    def _fitting_regulator(self) -> Self:
+        """Where nobody can look at single updates, the regulator that nobody chose keeps to what a site can say."""
+        blind = "reveals-sum" in self.update.channel.traits()
+        blind = blind or (self.privacy is not None and "gradients" in self.privacy.traits())
+        if blind and "regulator" not in self.federation.model_fields_set:
+            fitting = self.federation.model_copy(update={"regulator": (REGULATORS.default("finite"),)})
+            object.__setattr__(self, "federation", fitting)
+        return self
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

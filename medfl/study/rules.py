@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from medfl.errors import Fault
+from medfl.hyperparameters.base import HyperparameterConfig, found_in
 from medfl.plugins import PluginConfig
 from medfl.study.model import Study
 
@@ -34,6 +35,90 @@ RULES = (
         frozenset({"channel:reveals-sum", "regulator:needs-each-update"}),
         "the regulator must look at each update, and the channel opens only the sum",
         "use the rule finite, which a site can prove about itself, or channel: clear",
+    ),
+    Rule(
+        "sum-bound",
+        frozenset({"channel:reveals-sum", "update:unbounded"}),
+        "only integers within a known bound can be added unseen, and nothing bounds the updates",
+        "set update.clip to a norm that updates rarely pass, or switch privacy on (privacy.kind: site or patient)",
+    ),
+    Rule(
+        "sum-codec",
+        frozenset({"update:sums", "codec_up:other"}),
+        "updates that are only added travel as integers on one grid",
+        "leave update.codec_up out",
+    ),
+    Rule(
+        "sum-compares",
+        frozenset({"update:sums", "regulator:compares-sites"}),
+        "the rule needs all updates side by side, and these are only added",
+        "use the rules finite, norm_limit, norm_history or validation",
+    ),
+    Rule(
+        "dp-compares",
+        frozenset({"privacy:on", "regulator:compares-sites"}),
+        "one site could decide whether others enter, which multiplies what it can change (and so epsilon)",
+        "use rules that judge an update by itself: finite, norm_limit, norm_history, validation",
+    ),
+    Rule(
+        "dp-gradients",
+        frozenset({"privacy:gradients", "regulator:needs-each-update"}),
+        "what a site sends is a sum of gradients with a share of the noise, which says little about the site",
+        "use the rule finite",
+    ),
+    Rule(
+        "dp-loss",
+        frozenset({"privacy:on", "values:by-loss"}),
+        "a hyper-parameter that follows the sites' losses releases them, and nothing charges for that",
+        "use a constant or cosine",
+    ),
+    Rule(
+        "dp-stop",
+        frozenset({"privacy:on", "stop:by-metric"}),
+        "stopping by the sites' metrics is a decision on data that nothing charges for",
+        "leave stop.target and stop.patience out",
+    ),
+    Rule(
+        "dp-weights",
+        frozenset({"privacy:per-patient", "task:weights-from-labels"}),
+        "class balance makes a patient's loss depend on the labels of all others, past the clip",
+        "set task.class_balance: none",
+    ),
+    Rule(
+        "dp-teacher",
+        frozenset({"privacy:per-patient", "rules:own-loss"}),
+        "a teacher that learned from all patients reaches into each patient's gradient, past the clip",
+        "drop the rule, or use site-level privacy",
+    ),
+    Rule(
+        "dp-one-step",
+        frozenset({"privacy:gradients", "rules:drift"}),
+        "sites send the gradient at the global model, so there is no drift to hold back",
+        "leave local.rules out",
+    ),
+    Rule(
+        "dp-memory",
+        frozenset({"privacy:gradients", "memory:remembers"}),
+        "a memory would carry a patient's gradient into later rounds, past the clip",
+        "leave update.memory out",
+    ),
+    Rule(
+        "dp-cohort",
+        frozenset({"privacy:gradients", "schedule:samples-sites"}),
+        "every site's share of the noise is counted on",
+        "use federation.schedule: all",
+    ),
+    Rule(
+        "dp-gate",
+        frozenset({"privacy:on", "gate:depends-on-update"}),
+        "whether a site uploads would tell something about its update",
+        "use update.gate: always",
+    ),
+    Rule(
+        "dp-epochs",
+        frozenset({"privacy:local-noise", "epochs:moving"}),
+        "the noise is calibrated for a number of local steps that is known beforehand",
+        "give local.epochs a number",
     ),
     Rule(
         "C12",
@@ -141,7 +226,34 @@ def traits(study: Study) -> frozenset[str]:
     found |= {
         f"{point}:{trait}" for point, configs in points.items() for config in configs for trait in config.traits()
     }
-    return frozenset(found | set(_of_the_whole(study)))
+    return frozenset(found | set(_of_the_whole(study)) | set(_of_privacy(study)))
+
+
+def _of_privacy(study: Study) -> Iterator[str]:
+    """What decides whether updates are only added, and what differential privacy forbids."""
+    mechanism = study.privacy
+    sums = study.update.clip is not None
+    if mechanism is not None:
+        yield "privacy:on"
+        yield from (f"privacy:{trait}" for trait in mechanism.traits())
+        sums = sums or "sums" in mechanism.traits()
+    yield "update:sums" if sums else "update:unbounded"
+    if study.update.codec_up.kind != "fp32":
+        yield "codec_up:other"
+    if study.update.memory.kind != "none":
+        yield "memory:remembers"
+    if study.update.gate.kind != "always":
+        yield "gate:depends-on-update"
+    if study.federation.schedule.kind != "all":
+        yield "schedule:samples-sites"
+    if any(rule.kind != "sgd" for rule in study.local.rules):
+        yield "rules:drift"
+    if any("by-loss" in config.traits() for config in values(study).values()):
+        yield "values:by-loss"
+    if study.local.epochs.kind != "constant":
+        yield "epochs:moving"
+    if study.stop.target is not None or study.stop.patience is not None:
+        yield "stop:by-metric"
 
 
 def _of_the_whole(study: Study) -> Iterator[str]:
@@ -172,6 +284,14 @@ def _of_the_whole(study: Study) -> Iterator[str]:
     source = study.data.source
     if source.kind == "synthetic" and source.task != study.task.kind:
         yield "data:other-task"
+
+
+def values(study: Study) -> dict[str, HyperparameterConfig]:
+    """The configuration of every hyper-parameter of the study by dotted name."""
+    configs = found_in("local", study.local)
+    for rule in study.local.rules:
+        configs |= found_in(rule.kind, rule)
+    return configs
 
 
 def _twice(configs: Sequence[PluginConfig]) -> bool:

@@ -151,5 +151,7 @@ CHANNELS = PluginPoint(
     "medfl.channels",
     {
         "clear": "medfl.privacy.channels.clear:Clear",
+        "masks": "medfl.privacy.channels.masks:Masks",
+        "he": "medfl.privacy.channels.he:He",
     },
 )
