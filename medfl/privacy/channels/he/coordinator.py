@@ -7,10 +7,9 @@ import numpy as np
 
 from medfl.privacy.channels.base import CoordinatorEnd, Exchange, IntVector, Message, Roster, RoundContext
 from medfl.privacy.channels.he import blobs
-from medfl.privacy.channels.he.chunks import chunks_of, count
-from medfl.privacy.channels.he.memory import MemoryFile
 from medfl.privacy.channels.he.scheme import KeyKind, SchemeName, scheme_of
 from medfl.privacy.channels.he.statements import Terms, digest, holder_of, update_facts
+from medfl.privacy.channels.he.sums import RunningSum
 from medfl.update.base import Payload
 
 
@@ -24,7 +23,7 @@ class HeCoordinator(CoordinatorEnd):
         self._key_id = ""
         self._sites: tuple[str, ...] = ()
         self._added: list[str] = []
-        self._sum: list[Any] = []
+        self._sum = RunningSum(self._scheme, context.size, seeded=keys == "symmetric")
         self._opened = False
         if context.limit > self._scheme.capacity:
             raise self._terms.error(
@@ -69,7 +68,7 @@ class HeCoordinator(CoordinatorEnd):
             raise terms.error(site, "is in the sum already", "nothing of it was used twice")
         self._check(site, payload)
         try:
-            self._add(payload)
+            self._sum.add(payload.buffers)
         except blobs.BadBlobError as error:
             raise terms.error(site, f"sealed an update that {error}", "nothing of it was used") from error
         self._added.append(site)
@@ -83,11 +82,10 @@ class HeCoordinator(CoordinatorEnd):
         agreements = self._agreements(exchange, survivors)
         if noise is not None:
             self._add_noise(noise)
-        with MemoryFile() as file:
-            sealed = blobs.join(file.save(ciphertext.save) for ciphertext in self._sum)
-        self._sum = []
         header = {"key": self._key_id, "survivors": list(survivors), "agreements": agreements}
-        answer = exchange("he.decrypt", {self._terms.holder: self._message(sealed, **header)}).get(self._terms.holder)
+        answer = exchange("he.decrypt", {self._terms.holder: self._message(self._sum.save(), **header)}).get(
+            self._terms.holder
+        )
         if answer is None:
             raise self._no_holder("did not decrypt the sum")
         return self._checked_sum(answer, survivors)
@@ -137,37 +135,6 @@ class HeCoordinator(CoordinatorEnd):
         facts = update_facts(site, self._key_id, payload)
         terms.verify(self._roster, site, payload.meta.get("signature"), "update", facts)
 
-    def _add(self, payload: Payload) -> None:
-        """Add every ciphertext to the sum, or none: what was added is subtracted again, which is exact."""
-        chunks = count(self._context.size)
-        form = self._scheme.form(seeded=self._terms.keys == "symmetric")
-        first, added = not self._sum, 0
-        try:
-            with MemoryFile() as file:
-                for blob in blobs.split(payload.buffers):
-                    if added == chunks:
-                        raise blobs.BadBlobError(f"has more than {chunks} ciphertexts")
-                    ciphertext = self._scheme.load(file, blob, form)
-                    if first:
-                        self._sum.append(ciphertext)
-                    else:
-                        self._scheme.evaluator.add_inplace(self._sum[added], ciphertext)
-                    added += 1
-            if added != chunks:
-                raise blobs.BadBlobError(f"has {added} ciphertexts, {chunks} are needed")
-        except blobs.BadBlobError:
-            self._undo(payload, first, added)
-            raise
-
-    def _undo(self, payload: Payload, first: bool, added: int) -> None:
-        if first:
-            self._sum = []
-            return
-        form = self._scheme.form(seeded=self._terms.keys == "symmetric")
-        with MemoryFile() as file:
-            for total, blob in zip(self._sum[:added], blobs.split(payload.buffers), strict=False):
-                self._scheme.evaluator.sub_inplace(total, self._scheme.load(file, blob, form))
-
     def _agreements(self, exchange: Exchange, survivors: tuple[str, ...]) -> dict[str, str]:
         request = self._message(key=self._key_id, survivors=list(survivors))
         answers = exchange("he.agree", dict.fromkeys(survivors, request))
@@ -185,8 +152,7 @@ class HeCoordinator(CoordinatorEnd):
             raise self._terms.error(
                 "coordinator", f"noise has shape {noise.shape} or a value beyond {self._context.limit}", "mend the plan"
             )
-        for total, chunk in zip(self._sum, chunks_of(noise), strict=True):
-            self._scheme.evaluator.add_plain_inplace(total, self._scheme.encode(chunk))
+        self._sum.add_plain(noise)
 
     def _checked_sum(self, answer: Message, survivors: tuple[str, ...]) -> IntVector:
         facts = {"key": self._key_id, "survivors": list(survivors), "digest": digest(answer.buffers)}

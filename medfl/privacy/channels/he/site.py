@@ -14,9 +14,9 @@ from medfl.errors import RunError
 from medfl.privacy.channels.base import Guard, Identity, Message, Roster, SiteEnd
 from medfl.privacy.channels.he import blobs, keys
 from medfl.privacy.channels.he.chunks import SLOTS, chunks_of, count
-from medfl.privacy.channels.he.memory import MemoryFile
 from medfl.privacy.channels.he.scheme import Integers, KeyKind, Scheme, SchemeName, dump, scheme_of
 from medfl.privacy.channels.he.statements import Terms, digest, unhex, update_facts
+from medfl.privacy.channels.he.sums import decrypted
 from medfl.update.base import Payload
 from medfl.update.wire import as_bytes
 
@@ -233,21 +233,12 @@ class HeSite(SiteEnd):
         expected = np.zeros(chunks, np.int64)
         for site in survivors:
             expected += attempt.tokens(site, site, attempt.peers[site], self._scheme)
-        decryptor = self._scheme.seal.Decryptor(self._scheme.context, attempt.secret)
-        form = self._scheme.form(seeded=False)
         total = np.zeros(chunks * SLOTS, np.int64)
-        with MemoryFile() as file:
-            number = 0
-            for blob in blobs.split(message.buffers):
-                if number == chunks:
-                    raise blobs.BadBlobError(f"has more than {chunks} ciphertexts")
-                values = self._scheme.decrypt(decryptor, self._scheme.load(file, blob, form))
-                if values[SLOTS] != expected[number]:
-                    raise blobs.BadBlobError(f"is not that of {', '.join(survivors)}")
-                total[number * SLOTS : (number + 1) * SLOTS] = values[:SLOTS]
-                number += 1
-        if number != chunks:
-            raise blobs.BadBlobError(f"has {number} ciphertexts, {chunks} are needed")
+        opened = decrypted(self._scheme, attempt.secret, message.buffers, chunks)
+        for number, values in enumerate(opened):
+            if values[SLOTS] != expected[number]:
+                raise blobs.BadBlobError(f"is not that of {', '.join(survivors)}")
+            total[number * SLOTS : (number + 1) * SLOTS] = values[:SLOTS]
         return total[: context.size]
 
     def _current(self, terms: Terms) -> _Attempt:

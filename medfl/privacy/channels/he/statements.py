@@ -29,8 +29,7 @@ class Terms:
 
     def text(self, purpose: str, facts: Mapping[str, Any]) -> bytes:
         """The bytes to sign, the same for the same facts."""
-        statement = {"medfl-he": 1, "purpose": purpose, "terms": self.to_json(), "facts": dict(facts)}
-        return json.dumps(statement, sort_keys=True, separators=(",", ":")).encode()
+        return signed_text(purpose, self.to_json(), facts)
 
     def where(self, party: str = "") -> str:
         """The place that an error names."""
@@ -59,6 +58,12 @@ class Terms:
         if faults:
             raise terms.error("coordinator", f"proposed a round with {'; '.join(faults)}", "the site takes no part")
         return terms
+
+
+def signed_text(purpose: str, terms: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
+    """The canonical bytes of a statement."""
+    statement = {"medfl-he": 1, "purpose": purpose, "terms": dict(terms), "facts": dict(facts)}
+    return json.dumps(statement, sort_keys=True, separators=(",", ":")).encode()
 
 
 def holder_of(cohort: tuple[str, ...], key_holder: str | None) -> str:
