@@ -67,14 +67,16 @@ def _print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
     left_out = max(0, len(runs) - _SHOWN)
     title = "Charges by run" + (f": the last {_SHOWN}, {left_out} earlier ones are in --json" if left_out else "")
-    table = Table("study", "run", "unit", title=title, title_justify="left")
-    for name in ("charges", "released", "rounds", "noise", "last"):
+    table = Table(title=title, title_justify="left")
+    for name in ("study", "run", "unit"):
+        table.add_column(name, overflow="fold")
+    for name in ("charges", "released", "rounds", "noise"):
         table.add_column(name, justify="right")
     for run in runs[left_out:]:
         name = escape(run["run"]) + (" [red](tainted)[/]" if run["tainted"] else "")
         rounds, noise = (_range(run[key]) for key in ("rounds", "noise_multiplier"))
-        counts = (str(run["charges"]), str(run["released"]), rounds, noise, run["to"][:10])
-        table.add_row(escape(run["study"]), name, run["unit"], *counts)
+        counts = (str(run["charges"]), str(run["released"]))
+        table.add_row(escape(run["study"]), name, run["unit"], *counts, rounds, noise)
     result().print(table)
 
 

@@ -212,9 +212,7 @@ def _write_line(descriptor: int, line: bytes, size: int, path: Path) -> None:
         with suppress(OSError):  # what stays is an unfinished line, or a charge too many
             os.ftruncate(descriptor, size)
         what = f"cannot be written: {error.strerror or error}"
-        raise RunError.at(
-            path, what, "nothing was charged and nothing may be released; make room, then start again"
-        ) from error
+        raise RunError.at(path, what, "nothing may be released; make room, then go on") from error
 
 
 def _flush(descriptor: int) -> None:

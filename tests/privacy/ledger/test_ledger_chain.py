@@ -45,7 +45,7 @@ def test_reads_what_was_written():
 
 def test_no_bit_can_flip():
     for position in range(len(LINES)):
-        for bit in range(0, 8, 2):
+        for bit in (0, 5):
             changed = bytearray(LINES)
             changed[position] ^= 1 << bit
             line = LINES.count(b"\n", 0, position) + 1

@@ -82,7 +82,7 @@ def kill(children: Nursery, kind: str, folder: Path, noise: float, times: int, s
         if dice.random() < 0.75:
             children.ready()
             _wait_for_lines(folder / "run" / "sent.log", dice.randrange(4))
-        time.sleep(dice.uniform(0, 0.02))
+        time.sleep(dice.uniform(0, 0.01))
         os.kill(pid, signal.SIGKILL)
         assert children.ended() == [-signal.SIGKILL]
 
@@ -119,7 +119,7 @@ def faults(folder: Path, noise: float, run: str = "run") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("times", "noise"), [(40, 20.0), pytest.param(200, 40.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("times", "noise"), [(40, 14.0), pytest.param(200, 30.0, marks=pytest.mark.slow)])
 def test_killed_at_any_instant(children: Nursery, tmp_path: Path, times: int, noise: float):
     kill(children, "right", tmp_path, noise, times)
     assert faults(tmp_path, noise) == []
