@@ -18,13 +18,21 @@ from medfl.coordinator.journal import Arrays, Journal
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.rounds import Clock, Course, Rounds
 from medfl.coordinator.stopping import stopped_by
-from medfl.errors import InputError, RunError, StudyError
+from medfl.errors import Faults, InputError, RunError, StudyError
 from medfl.federation.round import Federation
 from medfl.learning.messages import Beginning, SiteInfo
 from medfl.learning.randomness import generator
+from medfl.privacy.channels.base import MINIMUM_SITES
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import NoisePlan
-from medfl.study.build import build_codec_down, build_federation, build_mechanism, build_noise_plan, build_task
+from medfl.study.build import (
+    build_codec_down,
+    build_federation,
+    build_mechanism,
+    build_noise_plan,
+    build_summation,
+    build_task,
+)
 from medfl.study.sources import Assignment, RunInputs, assign_cases
 from medfl.tasks.base import Metric, add
 from medfl.transport.base import Transport
@@ -85,18 +93,23 @@ class Runner:
             )
 
     def start(self) -> None:
-        """Make the run folder and its journal; InputError when the folder holds a run already."""
+        """Make the run folder and its journal; InputError when the folder holds a run already, or when a site will not
+        take part."""
         _refuse_used(self.out)
         model, self._layout = self._transport.initial_model()
+        run = secrets.token_hex(16)
+        noise = self._plan_noise(model.size)
+        self._transport.begin(self._beginning(run, noise))
         self.out.mkdir(parents=True, exist_ok=True)
         facts = {
-            "run": secrets.token_hex(16),
+            "run": run,
+            "noise": None if noise is None else noise.to_json(),
             "inputs": self.inputs.model_dump(mode="json"),
             "layout": self._layout.to_json(),
             "versions": records.versions(),
         }
         self._journal = Journal.create(self.out / "journal.db", facts)
-        self._begin_with(model)
+        self._begin_with(model, run, noise)
 
     def resume(self) -> None:
         """Go on from the last committed round of the folder's journal."""
@@ -104,16 +117,41 @@ class Runner:
         model, self._layout = self._transport.initial_model()
         if self._layout.to_json() != self._journal.fact("layout"):
             raise RunError.at(self.out, "holds a run of another network", "use the versions in its summary")
-        self._begin_with(model)
+        kept = self._journal.fact("noise")
+        noise = None if kept is None else NoisePlan.from_json(kept)
+        run = self._journal.fact("run")
+        self._transport.begin(self._beginning(run, noise))
+        self._begin_with(model, run, noise)
         self._transport.restore(_site_states(self._go_back()))
 
-    def _begin_with(self, model: FloatVector) -> None:
-        """Tell the sites about the run, and make everything that its rounds need."""
-        self._initial = model.copy()
-        run = self._journal.fact("run")
-        noise = self._noise(model.size)
+    def _plan_noise(self, parameters: int) -> NoisePlan | None:
+        """The run's noise; StudyError with everything that stands against it."""
+        training, faults, noise = self._opened.training, Faults(), None
+        blind = "reveals-sum" in self.study.update.channel.traits()
+        if blind and len(training) < MINIMUM_SITES:
+            faults.add(
+                "update.channel",
+                f"{self.study.update.channel.kind} hides nothing among {len(training)} sites: each can take its own "
+                "update off the sum",
+                f"take in {MINIMUM_SITES} sites or more, or use channel: clear",
+            )
+        try:
+            noise = build_noise_plan(self.study, training, parameters)
+            summation = build_summation(self.study, noise)
+            if summation is not None:
+                summation.grid(len(training))
+        except StudyError as error:
+            faults.extend(error.faults)
+        faults.raise_if_any(StudyError)
+        return noise
+
+    def _beginning(self, run: str, noise: NoisePlan | None) -> Beginning:
         roster = {info.name: info.identity for info in self._opened.sites}
-        self._transport.begin(Beginning(run, roster, None if noise is None else noise.to_json()))
+        return Beginning(run, roster, None if noise is None else noise.to_json())
+
+    def _begin_with(self, model: FloatVector, run: str, noise: NoisePlan | None) -> None:
+        """Make everything that the rounds need."""
+        self._initial = model.copy()
         self._federation = Federation(build_federation(self.study, noise), self.study.seed, model)
         self._desk = self._make_desk(run, noise)
         self._rounds = Rounds(
@@ -122,21 +160,11 @@ class Runner:
             transport=self._transport,
             journal=self._journal,
             observer=self._observer,
-            roster={name: bytes.fromhex(key) for name, key in roster.items()},
+            roster={info.name: bytes.fromhex(info.identity) for info in self._opened.sites},
             desk=self._desk,
             validate=self._validate if self.study.evaluation.public else None,
             code=self._coded,
         )
-
-    def _noise(self, parameters: int) -> NoisePlan | None:
-        """The run's noise: made once, kept in the journal, never changed."""
-        try:
-            kept = self._journal.fact("noise")
-        except KeyError:
-            noise = build_noise_plan(self.study, self._opened.training, parameters)
-            self._journal.set_fact("noise", None if noise is None else noise.to_json())
-            return noise
-        return None if kept is None else NoisePlan.from_json(kept)
 
     def _make_desk(self, run: str, noise: NoisePlan | None) -> NoiseDesk | None:
         mechanism = build_mechanism(self.study)

@@ -5,6 +5,7 @@ of the integers is the same, bit for bit, whether the coordinator sees the updat
 encrypted.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,13 +47,11 @@ class Summation:
         return self.mechanism is not None and "gradients" in self.mechanism.config.traits()
 
     def grid(self, sites: int) -> Grid:
+        """The finest grid for so many sites; StudyError when it would be too coarse."""
         if self.noise is None:
             return Grid.fit(self.clip, sites)
-        if self.gradients:
-            return Grid.for_gradients(
-                self.clip, sites, self.noise.noise_multiplier * np.sqrt(sites / self.noise.shares)
-            )
-        return Grid.fit(self.clip, sites, self.noise.noise_multiplier)
+        noise = self.noise.noise_multiplier * math.sqrt(sites / self.noise.shares)
+        return Grid.for_gradients(self.clip, noise) if self.gradients else Grid.fit(self.clip, sites, noise)
 
     def values(self, cases: Mapping[str, int]) -> dict[str, float]:
         """What orders must say: clip, grid, and the cases that weigh 1 (0: every site does)."""
