@@ -163,6 +163,36 @@ def test_named_key_holder_makes_the_key() -> None:
     assert {site for stage, site in asked if stage in ("he.keys", "he.decrypt")} == {"s02"}
 
 
+@pytest.mark.parametrize("keys", ["symmetric", "public"])
+def test_key_holder_need_not_train(keys: str) -> None:
+    federation = Federation(4, size=10, key_holder="s03", keys=keys)
+    updates = federation.updates()
+    del updates["s03"]
+    total = federation.filled(updates, federation.context(cohort=tuple(updates))).open(federation.exchange)
+    assert np.array_equal(total, sum(values.astype(np.int64) for values in updates.values()))
+
+
+@pytest.mark.parametrize(
+    "survivors", [None, 5, [["s00"], ["s01"], ["s02"]], ["s00", "s00", "s01"], ["s00", "s01", "x"]]
+)
+def test_malformed_survivors_are_refused(survivors: Any) -> None:
+    federation = Federation(3, size=10)
+    federation.filled(federation.updates())
+    header = {"context": federation.context().to_json(), "survivors": survivors, "agreements": {}}
+    for stage in ("he.agree", "he.decrypt"):
+        with pytest.raises(RunError, match=r"coordinator, round 3"):
+            federation.ends["s00"].answer(stage, Message(header))
+
+
+@pytest.mark.parametrize("header", [{}, {"context": 3}, {"context": {"cohort": "abc"}}])
+def test_malformed_requests_are_refused(header: dict[str, Any]) -> None:
+    end = Federation(3, size=10).ends["s00"]
+    with pytest.raises(RunError, match="does not describe a round"):
+        end.answer("he.join", Message(header))
+    with pytest.raises(RunError, match="does not know the protocol stage"):
+        end.answer("he.other", Message(header))
+
+
 def sees_secret_key(keys: str, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether a part of the round's secret key, or an object that holds it, passes or stays at the coordinator."""
     from medfl.privacy.channels.he.scheme import Bfv, dump

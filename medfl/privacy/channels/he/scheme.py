@@ -139,7 +139,8 @@ class Bfv(Scheme):
 
     def encode(self, values: Integers) -> Any:
         plaintext = self.seal.Plaintext()
-        self._encoder.encode(np.where(values < 0, values + self._modulus, values).tolist(), plaintext)
+        residues = values + ((values >> 63) & self._modulus)  # the modulus is added to what is negative
+        self._encoder.encode(residues.tolist(), plaintext)
         return plaintext
 
     def decrypt(self, decryptor: Any, ciphertext: Any) -> Integers:

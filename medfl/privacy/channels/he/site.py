@@ -249,7 +249,7 @@ class HeSite(SiteEnd):
 
 def _survivors(terms: Terms, value: Any) -> tuple[str, ...]:
     """The sites of a sum, distinct and of the cohort; RunError when they are too few."""
-    survivors = tuple(value) if isinstance(value, list | tuple) else ()
+    survivors = tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()
     if len(set(survivors)) != len(survivors) or not set(survivors) <= set(terms.context.cohort):
         raise terms.error("coordinator", "named a site twice, or one that is not of the cohort")
     if len(survivors) < terms.context.minimum:
