@@ -122,8 +122,8 @@ class Scheme(ABC):
 
 
 class Bfv(Scheme):
-    """Plain modulus: the largest 24-bit prime that batches, 16,760,833. A sum of 100 fresh ciphertexts leaves a budget
-    of 8 bits."""
+    """Plain modulus: the largest 24-bit prime that batches, 16,760,833. A sum of 100 updates leaves a budget
+    of 12 bits with symmetric keys, 9 with public ones."""
 
     name = "bfv"
     bits = (44, 44)
@@ -153,7 +153,7 @@ class Bfv(Scheme):
 
 
 class Ckks(Scheme):
-    """Integers as real and imaginary parts at scale 2^28: a fresh ciphertext errs by about 1e-6 of the distance between
+    """Integers as real and imaginary parts at scale 2^28: a fresh ciphertext errs by about 2e-6 of the distance between
     two integers, and `capacity` fills 52 of the 54 bits."""
 
     name = "ckks"
