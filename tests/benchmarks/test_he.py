@@ -1,7 +1,8 @@
 """What encryption costs: bytes counted from real payloads, CPU seconds and memory of one process (`make bench`).
 
-Printed, not asserted, but for bytes, which do not depend on the machine. One site, the coordinator and the key holder
-are measured apart in fresh processes, so that nobody's memory is counted as another's.
+Printed; asserted are bytes, which do not depend on the machine, exactness, and ratios within one run. Each measurement
+has a fresh process. "site" measures one site's sealing alone; "all" also coordinator and key holder, which share
+the process, so that `peak_mb` is that of all together.
 """
 
 import json
