@@ -1,0 +1,1 @@
+"""Differential privacy of patients inside a site: sampled, clipped and summed one patient at a time."""
