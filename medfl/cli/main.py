@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medfl import __version__
-from medfl.cli import data, model, simulate, site, study, synth
+from medfl.cli import data, ledger, model, privacy, simulate, site, study, synth
 from medfl.cli.output import console
 from medfl.errors import MedflError, RunError
 
@@ -77,4 +77,9 @@ app.add_typer(data_app, name="data")
 
 site_app = typer.Typer(no_args_is_help=True, help="What a hospital's data steward does.")
 site_app.command()(site.check)
+site_app.command()(ledger.ledger)
 app.add_typer(site_app, name="site")
+
+privacy_app = typer.Typer(no_args_is_help=True, help="What privacy costs: before a run, and after it.")
+privacy_app.command()(privacy.plan)
+app.add_typer(privacy_app, name="privacy")

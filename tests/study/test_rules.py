@@ -68,7 +68,7 @@ def broken(made: Study) -> set[str]:
 
 
 def sum_only(**federation: Any) -> Study:
-    hidden = with_parts("update", channel=marked("reveals-sum"))
+    hidden = with_parts("update", channel=marked("reveals-sum"), clip=1.0)
     return with_parts("federation", hidden, **federation) if federation else hidden
 
 
@@ -76,10 +76,76 @@ TEACHER = SEGMENTATION | {"task": SEGMENTATION["task"] | {"teacher": {"width": 1
 DISTILLED = {"rules": ["distillation"]}
 JUDGED = {"regulator": ["finite", "validation"]}
 
+NOISE = {"epsilon": 8, "delta": 1e-5}
+
+
+def private(kind: str, base: dict[str, Any] = CLASSIFICATION, **sections: Any) -> Study:
+    calm = {"federation": {"regulator": ["finite"]}, **sections}
+    if base is CLASSIFICATION:
+        calm["task"] = {"class_balance": "none", **base["task"]}
+    return study(base, privacy={"kind": kind, **NOISE}, **calm)
+
+
 REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] = {
     "C1": (
-        lambda: with_parts("update", sum_only(regulator=(marked(),)), codec_up=marked("support-own")),
-        lambda: with_parts("update", sum_only(regulator=(marked(),)), codec_up=marked("support-shared")),
+        lambda: with_parts("update", sum_only(regulator=(marked(),)), codec_up=marked("support-own", kind="fp32")),
+        lambda: with_parts("update", sum_only(regulator=(marked(),)), codec_up=marked("support-shared", kind="fp32")),
+    ),
+    "sum-bound": (
+        lambda: study(update={"channel": "masks"}),
+        lambda: study(update={"channel": "masks", "clip": 1}),
+    ),
+    "sum-codec": (
+        lambda: study(update={"clip": 1, "codec_up": "fp16"}),
+        lambda: study(update={"clip": 1}),
+    ),
+    "sum-compares": (
+        lambda: study(update={"clip": 1}, federation={"regulator": ["median_distance"]}),
+        lambda: study(update={"clip": 1}, federation={"regulator": ["norm_history"]}),
+    ),
+    "dp-compares": (
+        lambda: private("local", federation={"regulator": ["median_distance"]}),
+        lambda: private("local", federation={"regulator": ["norm_history"]}),
+    ),
+    "dp-gradients": (
+        lambda: private("patient", federation={"regulator": ["norm_history"]}),
+        lambda: private("patient", federation={"regulator": ["finite"]}),
+    ),
+    "dp-loss": (
+        lambda: private("site", local={"epochs": "adacomm"}),
+        lambda: private("site", local={"learning_rate": {"kind": "cosine", "start": 1, "end": 0.1, "rounds": 3}}),
+    ),
+    "dp-stop": (
+        lambda: private("site", stop={"patience": 2}),
+        lambda: private("site", stop={"rounds": 2}),
+    ),
+    "dp-weights": (
+        lambda: private("local", CLASSIFICATION | {"task": CLASSIFICATION["task"] | {"class_balance": "inverse"}}),
+        lambda: private("site", CLASSIFICATION | {"task": CLASSIFICATION["task"] | {"class_balance": "inverse"}}),
+    ),
+    "dp-teacher": (
+        lambda: private("local", TEACHER, local=DISTILLED),
+        lambda: private("site", TEACHER, local=DISTILLED),
+    ),
+    "dp-one-step": (
+        lambda: private("patient", local={"rules": ["fedprox"]}),
+        lambda: private("local", local={"rules": ["fedprox"]}),
+    ),
+    "dp-memory": (
+        lambda: private("patient", update={"memory": "error_feedback"}),
+        lambda: private("site", update={"memory": "error_feedback"}),
+    ),
+    "dp-cohort": (
+        lambda: private("patient", federation={"schedule": "uniform", "regulator": ["finite"]}),
+        lambda: private("site", federation={"schedule": "uniform", "regulator": ["finite"]}),
+    ),
+    "dp-gate": (
+        lambda: with_parts("update", private("site"), gate=marked(kind="lazy")),
+        lambda: with_parts("update", study(), gate=marked(kind="lazy")),
+    ),
+    "dp-epochs": (
+        lambda: private("local", local={"epochs": {"kind": "cosine", "start": 4, "end": 1, "rounds": 3}}),
+        lambda: private("site", local={"epochs": {"kind": "cosine", "start": 4, "end": 1, "rounds": 3}}),
     ),
     "C15": (
         lambda: sum_only(),

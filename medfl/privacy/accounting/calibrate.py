@@ -16,6 +16,10 @@ _DIGITS = 5
 _TOLERANCE = 1e-3
 
 
+LOW_SIGNAL = 0.1
+"""Signal-to-noise ratio below which next to nothing can be learnt."""
+
+
 def noise_multiplier(budget: Budget, steps: int, sampling_rate: float = 1.0) -> float:
     """The least noise multiplier, rounded up to 5 digits, with which `steps` steps fit the budget.
 

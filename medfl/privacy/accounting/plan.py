@@ -7,11 +7,9 @@ from typing import Any, Literal
 from medfl.errors import Faults, InputError
 from medfl.privacy.accounting.base import DELTA_REMEDY, Budget, GaussianEvent
 from medfl.privacy.accounting.bounds import Bound, bounds
-from medfl.privacy.accounting.calibrate import noise_multiplier, signal_to_noise, steps_allowed
+from medfl.privacy.accounting.calibrate import LOW_SIGNAL, noise_multiplier, signal_to_noise, steps_allowed
 
 Mode = Literal["site", "patient", "local"]
-LOW_SIGNAL = 0.1
-"""A predicted signal-to-noise ratio below this one trains nothing."""
 _UNITS = {"site": "site", "patient": "patient", "local": "patient"}
 
 

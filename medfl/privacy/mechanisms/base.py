@@ -16,10 +16,8 @@ from pydantic import Field, model_validator
 from medfl.errors import StudyError
 from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.privacy.accounting.base import Budget, GaussianEvent
+from medfl.privacy.accounting.calibrate import LOW_SIGNAL
 from medfl.privacy.ledger.base import Unit
-
-LOW_UTILITY = 0.1
-"""Signal-to-noise ratio below which a study does not start unless it accepts that."""
 
 
 class MechanismConfig(PluginConfig):
@@ -37,7 +35,7 @@ class MechanismConfig(PluginConfig):
         description="listed: sites' metrics leave without noise and are named as not covered; withheld: only unseen "
         "sites are evaluated",
     )
-    accept_low_utility: bool = Field(False, description=f"start although signal-to-noise is below {LOW_UTILITY}")
+    accept_low_utility: bool = Field(False, description=f"start although signal-to-noise is below {LOW_SIGNAL}")
 
     @model_validator(mode="before")
     @classmethod
@@ -119,7 +117,7 @@ class Mechanism(Plugin[MechanismConfig], ABC):
         """The plan of a run; StudyError when its parts do not fit, or when it would drown the signal in noise."""
         plan = self._plan(facts, 1.0)
         plan = self._plan(facts, self._noise_multiplier(plan))
-        if plan.signal_to_noise < LOW_UTILITY and not self.config.accept_low_utility:
+        if plan.signal_to_noise < LOW_SIGNAL and not self.config.accept_low_utility:
             raise StudyError.at(
                 "privacy",
                 f"the predicted signal-to-noise is {plan.signal_to_noise:.2g}: noise multiplier "

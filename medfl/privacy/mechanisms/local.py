@@ -18,7 +18,7 @@ class LocalNoiseConfig(PatientSamplingConfig):
     kind: Literal["local"] = "local"
 
     def traits(self) -> frozenset[str]:
-        return frozenset({"unit-patient", "per-patient"})
+        return frozenset({"unit-patient", "per-patient", "local-noise"})
 
 
 class LocalNoise(Mechanism):

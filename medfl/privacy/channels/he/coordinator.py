@@ -144,7 +144,10 @@ class HeCoordinator(CoordinatorEnd):
             facts = {"key": self._key_id, "survivors": list(survivors), "site": site}
             self._terms.verify(self._roster, site, signature, "agreement", facts)
             agreements[site] = str(signature)
-        self._enough(agreements, "agreed to open the sum")
+        if silent := sorted(set(survivors) - agreements.keys()):
+            raise self._terms.error(
+                ", ".join(silent), "did not agree to open the sum", "it stays closed; retry the round without them"
+            )
         return agreements
 
     def _add_noise(self, noise: IntVector) -> None:

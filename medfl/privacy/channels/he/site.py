@@ -216,11 +216,12 @@ class HeSite(SiteEnd):
                 raise terms.error(str(site), "agreed to a sum that it is not in")
             facts = {"key": attempt.key_id, "survivors": list(survivors), "site": site}
             terms.verify(self._roster, site, signature, "agreement", facts)
-        if len(agreements) < terms.context.minimum:
+        silent = sorted(set(survivors) - agreements.keys())
+        if silent or len(survivors) < terms.context.minimum:
             raise terms.error(
                 self.name,
-                f"got the agreement of {len(agreements)} sites to this sum, {terms.context.minimum} are needed",
-                "nothing was decrypted",
+                f"got the agreement of {len(agreements)} of the {len(survivors)} sites in this sum",
+                "nothing was decrypted: every site in a sum must agree, and a sum of a few is never opened",
             )
         strangers = sorted(set(survivors) - attempt.peers.keys())
         if strangers:
