@@ -185,13 +185,12 @@ def test_no_two_draws_are_equal_whatever_is_seeded() -> None:
 
 
 SCRIPT = """
-import os, sys, numpy as np
-sys.path.insert(0, "tests/privacy")
+import os, numpy as np
 from medfl.privacy.noise import _sample, system
 from medfl.privacy.keystream import Keystream
 np.random.seed(0)
 child = os.fork()
-print(_sample(100.0, 8, Keystream(system.key())).tolist(), flush=True)
+os.write(1, f"{_sample(100.0, 8, Keystream(system.key())).tolist()}\\n".encode())
 if child:
     os.waitpid(child, 0)
 """
