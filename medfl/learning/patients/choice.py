@@ -7,6 +7,7 @@ answer and its reason stay at the site.
 
 import copy
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -16,14 +17,17 @@ from medfl.errors import MedflError, StudyError
 from medfl.learning.flat import FlatNetwork
 from medfl.learning.patients.base import PatientBatch, PatientEngine
 from medfl.learning.patients.loop import Loop
-from medfl.learning.patients.vectorised import Opacus, Vectorised, Vmap, _Cast, chunk_images, merged, stackable
+from medfl.learning.patients.vectorised import Opacus, Vectorised, Vmap, _Cast, chunk_images, merged, stackable, values
 from medfl.tasks.base import Task
 
 EngineName = Literal["auto", "loop", "vmap", "opacus"]
 
 LARGEST = 2_000_000
-"""Parameters up to which `auto` tries an accelerator: beyond, moving the per-sample gradients through memory takes as
-long as the loop (SE-ResNet-18, 11 million: loop 133 ms a patient, vmap 158, Opacus 147)."""
+"""Parameters up to which `auto` tries an accelerator: beyond, moving per-sample gradients through memory takes longer
+than the loop."""
+LARGEST_PICTURE = 4000
+"""Values of a 2D image up to which `auto` tries an accelerator on a CPU: beyond, arithmetic takes the time, and not
+the calls to small layers that an accelerator saves."""
 SMALLEST_CHUNK = 4
 TOLERANCE = 1e-6
 SEPARABLE = 1e-4
@@ -45,7 +49,7 @@ def choose(
     if engine == "loop":
         return Loop(task, device), "asked for"
     if engine == "auto":
-        reason = _not_worth_it(network, examples) or fault(Vmap(task, _CPU), network, examples)
+        reason = _not_worth_it(network, task, examples) or fault(Vmap(task, _CPU), network, examples)
         if reason is None:
             return Vmap(task, device), "gives the same gradients as the loop, many patients at a time"
         return Loop(task, device), reason
@@ -54,12 +58,16 @@ def choose(
     return _ACCELERATORS[engine](task, device), "asked for; gives the same gradients as the loop"
 
 
-def _not_worth_it(network: FlatNetwork, examples: Sequence[PatientBatch]) -> str | None:
+def _not_worth_it(network: FlatNetwork, task: Task, examples: Sequence[PatientBatch]) -> str | None:
+    """Why an accelerator would not be faster, from sizes alone, so that every run of a study decides alike."""
     size = network.layout.size
     if size > LARGEST:
         return f"with {size} parameters an accelerator is no faster"
     if any(stackable(example) is None for example in examples):
-        return "images differ in shape"
+        return "images of one patient differ in shape"
+    on_cpu = network.parameters.device.type == "cpu"
+    if on_cpu and task.config.spatial_dims == 2 and any(values(example) > LARGEST_PICTURE for example in examples):
+        return "on a CPU an accelerator is no faster for pictures of this size"
     if any(chunk_images(example, size) < SMALLEST_CHUNK for example in examples):
         return "images are so large that few fit in memory together"
     return None
@@ -67,12 +75,23 @@ def _not_worth_it(network: FlatNetwork, examples: Sequence[PatientBatch]) -> str
 
 def fault(engine: Vectorised, network: FlatNetwork, examples: Sequence[PatientBatch]) -> str | None:
     """Why the engine (on the CPU) is not valid for this network and its task's loss; None when it is."""
-    pair = [example for example in examples if stackable(example) is not None]
-    pair = [example for example in pair if stackable(example) == stackable(pair[0])]
-    if len(pair) < 2:
-        return "it cannot be checked: there are no two patients whose images have one shape"
+    if len(examples) < 2:
+        return "it cannot be checked: it takes two patients"
+    pair = _alike(examples) or examples[:2]
     module = copy.deepcopy(network.module).to(_CPU)
-    return _not_separable(engine.task, module, pair[:2]) or _differs(engine, module.double(), pair[:2])
+    if reason := _not_separable(engine.task, module, pair):
+        return reason
+    if stackable(pair[0]) is None or stackable(pair[0]) != stackable(pair[1]):
+        return "it cannot be checked: there are no two patients whose images have one shape"
+    return _differs(engine, module.double(), pair)
+
+
+def _alike(examples: Sequence[PatientBatch]) -> Sequence[PatientBatch] | None:
+    """Two patients whose images have one shape."""
+    shapes = [stackable(example) for example in examples]
+    pairs = combinations(range(len(examples)), 2)
+    found = next(((i, j) for i, j in pairs if shapes[i] is not None and shapes[i] == shapes[j]), None)
+    return None if found is None else [examples[place] for place in found]
 
 
 def _not_separable(task: Task, module: nn.Module, pair: Sequence[PatientBatch]) -> str | None:
@@ -89,7 +108,8 @@ def _not_separable(task: Task, module: nn.Module, pair: Sequence[PatientBatch]) 
     if abs(together - mean) <= SEPARABLE * abs(mean):
         return None
     return (
-        f"the loss is not separable: {together:.4g} for {count} images together, {mean:.4g} as the mean of their losses"
+        "the loss is not separable, the network or the loss mixes images: "
+        f"{together:.4g} for {count} images together, {mean:.4g} as the mean of their losses"
     )
 
 
@@ -108,7 +128,7 @@ def _differs(engine: Vectorised, module: nn.Module, pair: Sequence[PatientBatch]
     worst = max(float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
     if worst <= TOLERANCE:
         return None
-    return f"its gradients differ from the loop's by {worst:.1%}: the network or its loss mixes the images of a batch"
+    return f"its gradients differ from the loop's by {worst:.1%}"
 
 
 def _loss(task: Task, module: nn.Module, batch: PatientBatch) -> Tensor:

@@ -28,7 +28,8 @@ from medfl.update.vector import FloatVector
 
 Noise = Callable[[int], npt.NDArray[np.floating[Any]]]
 """A fresh Gaussian vector [size] of standard deviation z C, from the system's cryptographic generator, drawn against
-what was charged; raises when it may not be drawn."""
+what was charged; raises when it may not be drawn. In steps of the sum's grid, or continuous; never in coarser steps,
+between which the sum would show."""
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,15 @@ class PrivateSgd:
     """The private part of a local training.
 
     clip: C, the norm bound of a patient's gradient. patients: N_pub, a public number of patients of the site, such as
-    what it declared when it enrolled; never counted afresh. StudyError with all faults.
+    what it declared when it enrolled; never counted afresh. step: the grid of sums, clip / FINE when None. StudyError
+    with all faults.
     """
 
     engine: PatientEngine
     sampler: PatientSampler
     clip: float
     patients: float
+    step: float | None = None
 
     def __post_init__(self) -> None:
         faults = Faults()
@@ -83,14 +86,19 @@ class PrivateSgd:
             if step_done is not None:
                 step_done(step + 1, context.steps)
 
-    def share(self, network: FlatNetwork, rng: np.random.Generator) -> FloatVector:
+    def share(self, network: FlatNetwork, rng: np.random.Generator, step: float | None = None) -> FloatVector:
         """One step's clipped sum [size] on the CPU, not divided and not noised: what a site puts into a secure sum. It
-        must not leave the site but through the integer grid and its noise share."""
-        vector: FloatVector = self._sum(network, rng).vector.cpu().numpy()
+        must not leave the site but through the integer grid and its noise share.
+
+        step: of that grid. Every patient's contribution then lies on the grid itself, and moves the integer sum by at
+        most clip / step; otherwise rounding the sum to the grid adds up to sqrt(size) to that.
+        """
+        vector: FloatVector = self._sum(network, rng, step).vector.cpu().numpy()
         return vector
 
-    def _sum(self, network: FlatNetwork, rng: np.random.Generator) -> ClippedSum:
-        found = self.engine.clipped_sum(network, self.sampler.draw(rng), self.clip)
+    def _sum(self, network: FlatNetwork, rng: np.random.Generator, step: float | None = None) -> ClippedSum:
+        batches = self.sampler.draw(rng)
+        found = self.engine.clipped_sum(network, batches, self.clip, self.step if step is None else step)
         if found.rejected:
             log.warning("%d patients counted as 0: their gradients are not finite", found.rejected)
         return found
@@ -111,8 +119,10 @@ def check_rules(rules: Sequence[LocalRule]) -> None:
 
 
 def _noisy_mean(found: ClippedSum, noise: Noise, denominator: float) -> torch.Tensor:
-    """(sum + noise) / denominator as float32 [size]; rounded only once the noise is in."""
-    drawn = np.array(noise(found.total.numel()), np.float64)
-    if drawn.shape != found.total.shape or not np.isfinite(drawn).all():
-        raise RunError.at("noise", f"is not a finite vector of {found.total.numel()} values", "report this as a defect")
-    return ((found.total + torch.from_numpy(drawn).to(found.total.device)) / denominator).to(torch.float32)
+    """(sum + noise) / denominator as float32 [size], added as integers on the sum's grid: what is rounded afterwards
+    depends on sum and noise only together."""
+    drawn = np.array(noise(found.units.numel()), np.float64)
+    if drawn.shape != found.units.shape or not np.isfinite(drawn).all():
+        raise RunError.at("noise", f"is not a finite vector of {found.units.numel()} values", "report this as a defect")
+    steps = torch.from_numpy(np.rint(drawn / found.step)).to(found.units.device)
+    return ((found.units + steps) * (found.step / denominator)).to(torch.float32)

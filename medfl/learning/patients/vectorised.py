@@ -3,9 +3,20 @@
 They hold for networks that treat the samples of a batch apart, and losses that are the mean of the samples' losses; a
 patient's gradient is then the mean of the gradients of the patient's samples. `medfl.learning.patients.choice` checks
 both before an engine is used.
+
+CPU milliseconds a patient with one image, one thread (size of the image, parameters):
+
+    network                              loop    vmap  opacus
+    SE-ResNet, 28 x 28, 78 000            7.5     3.8     4.0
+    SE-ResNet, 96 x 96, 78 000             20      29      37
+    SE-ResNet-18, 64 x 64, 11 million     193     251     242
+    U-Net, 32 x 32, 480 000                21      16      18
+    U-Net, 128 x 128, 480 000              78      95     136
+    U-Net, 32 x 32 x 32, 85 000           302     104     335
 """
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -67,7 +78,7 @@ class Vmap(Vectorised):
         parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
 
         def backward(image: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
-            pull = vjp(lambda values: functional_call(module, values, (image[None],)), parameters)[1]
+            pull = vjp(lambda given: functional_call(module, given, (image[None],)), parameters)[1]
             found: dict[str, Tensor] = pull(cotangent[None])[0]
             return found
 
@@ -94,7 +105,10 @@ class Opacus(Vectorised):
         known = {part: set(part.__dict__) for part in module.modules()}
         hooks = self._hooks(module, loss_reduction="mean")
         try:
-            self.task.loss(_Cast(module), batch).backward()  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                # the first layer's input, an image, needs no gradient
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                self.task.loss(_Cast(module), batch).backward()  # type: ignore[no-untyped-call]
             return [_hooked(name, parameter) for name, parameter in module.named_parameters()]
         finally:
             hooks.cleanup()
@@ -152,9 +166,14 @@ def stackable(batch: PatientBatch) -> tuple[Any, ...] | None:
 
 
 def merged(batches: Sequence[PatientBatch]) -> PatientBatch:
-    """The samples of several stackable batches as those of one."""
-    names = batches[0].arrays
-    return PatientBatch({name: np.concatenate([batch.arrays[name] for batch in batches]) for name in names})
+    """The samples of several batches as those of one; what does not stack becomes a list."""
+    found: dict[str, Any] = {}
+    for name in batches[0].arrays:
+        parts = [batch.arrays[name] for batch in batches]
+        shapes = {array.shape for part in parts for array in part if isinstance(array, np.ndarray)}
+        whole = all(isinstance(part, np.ndarray) for part in parts) and len(shapes) <= 1
+        found[name] = np.concatenate(parts) if whole else [array for part in parts for array in part]
+    return PatientBatch(found)
 
 
 def _count(batch: PatientBatch) -> int:
@@ -181,5 +200,10 @@ def _chunks(batches: Iterable[PatientBatch], size: int) -> Iterator[list[Patient
 
 def chunk_images(batch: PatientBatch, size: int) -> int:
     """Samples like these that may go through a network of `size` parameters at once."""
-    values: int = max(math.prod(np.shape(array)[1:]) for array in batch.arrays.values())
-    return max(1, min(MOST_IMAGES, GRADIENT_BYTES // (4 * size), IMAGE_VALUES // values))
+    return max(1, min(MOST_IMAGES, GRADIENT_BYTES // (4 * size), IMAGE_VALUES // values(batch)))
+
+
+def values(batch: PatientBatch) -> int:
+    """Values of one image."""
+    found: int = max(math.prod(np.shape(array)[1:]) for array in batch.arrays.values())
+    return max(1, found)
