@@ -18,7 +18,7 @@ import torch
 
 from medfl.data.base import Sample, SampleInfo, SampleSet, SiteData
 from medfl.data.plans.base import DataPlan
-from medfl.errors import DataError, RunError
+from medfl.errors import DataError, MedflError, RunError
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
 from medfl.learning.messages import TrainOrder, TrainReply
@@ -234,9 +234,9 @@ class SiteExecutor:
 
     def _upload(self, model: FloatVector, order: TrainOrder, state: SiteState, cases: int) -> Payload | None:
         """The change since `model` through the pipeline; on the round's grid where updates are only added."""
-        delta = self.network.store()
-        np.subtract(delta, model, out=delta)
-        _check_finite({"update": delta}, order)
+        delta = np.empty_like(model)
+        if not self.network.change(model, delta):
+            raise _not_finite(["update"], order)
         pipeline = self.parts.pipeline
         if CLIP in order.values:
             grid = Grid(order.values[CLIP], int(order.values[BOUND]))
@@ -274,11 +274,15 @@ class _Course:
 def _check_finite(arrays: Mapping[str, npt.NDArray[Any]], order: TrainOrder) -> None:
     wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if wrong:
-        raise RunError.at(
-            f"site {order.site}, round {order.round}",
-            f"training left values that are not finite in {', '.join(wrong)}",
-            "lower the learning rates or set local.gradient_clip",
-        )
+        raise _not_finite(wrong, order)
+
+
+def _not_finite(wrong: Sequence[str], order: TrainOrder) -> MedflError:
+    return RunError.at(
+        f"site {order.site}, round {order.round}",
+        f"training left values that are not finite in {', '.join(wrong)}",
+        "lower the learning rates or set local.gradient_clip",
+    )
 
 
 def _batches(

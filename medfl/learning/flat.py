@@ -3,6 +3,7 @@
 Loading a model, clipping, FedProx and the optimiser's step are then each one operation on one tensor.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from medfl.update.vector import FloatVector, Layout
 
 if TYPE_CHECKING:
     from medfl.tasks.base import Task
+
+_BLOCK = 1 << 16
 
 
 class FlatNetwork:
@@ -52,6 +55,16 @@ class FlatNetwork:
             raise RunError.at("model", f"has shape {vector.shape}, the network holds {self.layout.size} values")
         with torch.no_grad():
             self.parameters.copy_(_tensor(vector))
+
+    def change(self, model: FloatVector, out: FloatVector) -> bool:
+        """Write the parameters minus `model` [size] to `out` [size] on the CPU; whether all of it is finite."""
+        parameters, squared = self.parameters.detach().cpu().numpy(), 0.0
+        for start in range(0, out.size, _BLOCK):
+            place = slice(start, start + _BLOCK)
+            block = np.subtract(parameters[place], model[place], out=out[place])
+            # while the block is in the cache; squares of finite values may still pass the range
+            squared += float(np.dot(block, block))
+        return math.isfinite(squared) or bool(np.isfinite(out).all())
 
     def store(self) -> FloatVector:
         """A copy of the parameters [size] on the CPU."""

@@ -1,6 +1,7 @@
 """Each regulator rule's verdicts, and how they are combined."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_finite(bad: float) -> None:
     assert "not finite" in verdict.reason
 
 
-@pytest.mark.parametrize("kind", ["finite", "norm_limit", "norm_history", "validation", "median_distance"])
+@pytest.mark.parametrize("kind", ["finite", "norm_limit", "norm_history", "validation", "validation_median", "median_distance"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_no_rule_alone_admits_values_that_are_not_finite(kind: str, bad: float) -> None:
     broken = good()
@@ -182,6 +183,28 @@ def test_validation_scores_the_global_model_once_a_round_and_afresh_each_round()
     made.restore({})
     made.judge(arrival(good(1), "a", 2), bench)
     assert asked.count(MODEL.tobytes()) == 3
+
+
+def by_median(arrivals: list[Arrival], loss: Callable[[Any], float]) -> dict[str, str]:
+    bench = Bench(MODEL, lambda vector: {"loss": loss(vector)})
+    verdicts = rule("validation_median", tolerance=0.3, slack=0.0).judge_cohort(arrivals, bench)
+    assert all(verdict.outcome == "refuse" and verdict.factor == 0 for verdict in verdicts.values())
+    return {site: verdict.reason for site, verdict in verdicts.items()}
+
+
+def test_validation_median_refuses_who_does_worse_than_the_others_though_better_than_the_global_model() -> None:
+    arrivals = [arrival(good(n), name) for n, name in enumerate("abc")]
+    harmful = arrival(0.3 * good(), "d")
+    assert by_median([*arrivals, harmful], lambda vector: quadratic(vector)["loss"]).keys() == {"d"}
+    # the fake: `validation` measures against the global model, which the harmful update improves, too
+    assert rule("validation").judge(harmful, Bench(MODEL, quadratic)) == ADMIT
+
+
+def test_validation_median_needs_three_and_its_public_images() -> None:
+    two = [arrival(good(1), "a"), arrival(-good(), "b")]
+    assert by_median(two, lambda vector: quadratic(vector)["loss"]) == {}
+    with pytest.raises(StudyError, match="public"):
+        rule("validation_median").judge_cohort(two, BENCH)
 
 
 def refused(arrivals: list[Arrival], **settings: Any) -> dict[str, str]:

@@ -88,6 +88,7 @@ REGULATORS = PluginPoint(
         "norm_limit": "medfl.federation.regulator.norm_limit:NormLimit",
         "norm_history": "medfl.federation.regulator.norm_history:NormHistory",
         "validation": "medfl.federation.regulator.validation:Validation",
+        "validation_median": "medfl.federation.regulator.validation_median:ValidationMedian",
         "median_distance": "medfl.federation.regulator.median_distance:MedianDistance",
     },
 )
