@@ -7,9 +7,9 @@ both before an engine is used.
 CPU milliseconds a patient with one image, one thread (size of the image, parameters):
 
     network                              loop    vmap  opacus
-    SE-ResNet, 28 x 28, 78 000            7.5     3.8     4.0
+    SE-ResNet, 28 x 28, 78 000            5.5     2.5     2.6
     SE-ResNet, 96 x 96, 78 000             20      29      37
-    SE-ResNet-18, 64 x 64, 11 million     193     251     242
+    SE-ResNet-18, 64 x 64, 11 million     138     209     216
     U-Net, 32 x 32, 480 000                21      16      18
     U-Net, 128 x 128, 480 000              78      95     136
     U-Net, 32 x 32 x 32, 85 000           302     104     335
