@@ -70,18 +70,20 @@ class Disclosure:
             raise RunError.at(f"site {self.site}", "draws no patients under site-level privacy")
         return self.mechanism.config
 
+    @property
+    def fine(self) -> Grid:
+        """The grid of sums that stay at the site."""
+        return Grid(self.plan.clip, _FINE)
+
     def share(self, total: FloatVector, grid: Grid, permit: Permit) -> npt.NDArray[np.int32]:
-        """The site's sum of clipped gradients [size] on the grid, with its share of the noise."""
+        """The site's sum of clipped gradients [size] with its share of the noise, in units of `grid`, on which every
+        patient's contribution lies already."""
         whole = self.plan.noise_multiplier * math.sqrt(len(self.plan.sites) / self.plan.shares)
         values = grid.quantise(total, grid.share(len(self.plan.sites), whole))
-        sigma = self._sigma(grid, values.size) / math.sqrt(self.plan.shares)
+        sigma = self.plan.noise_multiplier * grid.bound / math.sqrt(self.plan.shares)
         return (values + draw(permit, sigma, values.size, self.source)).astype(np.int32)
 
     def noise(self, permit: Permit, size: int) -> npt.NDArray[np.float64]:
-        """All the noise [size] that a sum of clipped gradients needs, on a fine grid."""
-        grid = Grid(self.plan.clip, _FINE)
-        return np.multiply(draw(permit, self._sigma(grid, size), size, self.source), grid.step, dtype=np.float64)
-
-    def _sigma(self, grid: Grid, size: int) -> float:
-        # rounding a sum moves two neighbouring sums apart by up to one unit in each coordinate
-        return self.plan.noise_multiplier * (grid.bound + math.sqrt(size))
+        """All the noise [size] that a sum of clipped gradients on the grid `fine` needs."""
+        units = draw(permit, self.plan.noise_multiplier * self.fine.bound, size, self.source)
+        return np.multiply(units, self.fine.step, dtype=np.float64)

@@ -202,7 +202,7 @@ class SiteExecutor:
         private = self._private_sgd(samples, disclosure)
         if plan.kind == "patient":
             grid = Grid(order.values[CLIP], int(order.values[BOUND]))
-            total = private.share(self.network, self._rng("views", order))
+            total = private.share(self.network, self._rng("views", order), grid.step)
             noisy = disclosure.share(total, grid, permit)
             return plan.steps, Payload("grid", noisy.size, (as_bytes(noisy),))
         optimizer = self.parts.optimizer.build(self.network.parameters, order.values["local.learning_rate"])
@@ -226,7 +226,8 @@ class SiteExecutor:
                 self._engine, reason = choose(config.engine, self.network, self.parts.task, sampler.examples())
                 log.info("per-patient gradients by %s: %s", self._engine.name, reason)
             patients = disclosure.plan.patients[disclosure.site]
-            self._private[disclosure.site] = PrivateSgd(self._engine, sampler, disclosure.plan.clip, patients)
+            clip, step = disclosure.plan.clip, disclosure.fine.step
+            self._private[disclosure.site] = PrivateSgd(self._engine, sampler, clip, patients, step)
         return self._private[disclosure.site]
 
     def _rng(self, purpose: str, order: TrainOrder) -> np.random.Generator:
