@@ -82,4 +82,5 @@ app.add_typer(site_app, name="site")
 
 privacy_app = typer.Typer(no_args_is_help=True, help="What privacy costs: before a run, and after it.")
 privacy_app.command()(privacy.plan)
+privacy_app.command()(privacy.report)
 app.add_typer(privacy_app, name="privacy")

@@ -17,9 +17,10 @@ class RunRecord:
     """A run, finished or not.
 
     summary: as in `summary.json`; for a run that has not ended, what its rounds add up to, with `stopped_by` None and
-    without metrics and privacy. rounds: as in `rounds.jsonl`. study: the study as JSON. faults: simulated fault by
-    site. replaced: whether the study's own images were replaced. started, ended: first and last entry of the journal
-    (ISO 8601), "" without one. notes: what a reader should know about where all this comes from.
+    without metrics and privacy (which `medfl.report.privacy` knows). rounds: as in `rounds.jsonl`. study: the study as
+    JSON. faults: simulated fault by site. replaced: whether the study's own images were replaced. started, ended: first
+    and last entry of the journal (ISO 8601), "" without one. notes: what a reader should know about where all this
+    comes from. name: the run's in its ledgers; noise: its `NoisePlan` as JSON; ledgers: their folder when it started.
     """
 
     folder: Path
@@ -31,6 +32,9 @@ class RunRecord:
     started: str
     ended: str
     notes: tuple[str, ...]
+    name: str = ""
+    noise: Mapping[str, Any] | None = None
+    ledgers: Path | None = None
 
     @property
     def sites(self) -> list[str]:
@@ -55,6 +59,7 @@ def _from_journal(folder: Path) -> RunRecord:
     try:
         inputs, rounds = journal.fact("inputs"), tuple(journal.rounds())
         times = [event["at"] for event in journal.events()]
+        name, noise = _fact(journal, "run") or "", _fact(journal, "noise")
         try:
             summary, notes = journal.fact("summary"), []
         except KeyError:
@@ -66,7 +71,28 @@ def _from_journal(folder: Path) -> RunRecord:
     faults = {site["name"]: site["fault"] for site in inputs["sites"] if site.get("fault")}
     started, ended = (times[0], times[-1]) if times else ("", "")
     replaced = bool(inputs["data"]) or any(site.get("data") for site in inputs["sites"])
-    return RunRecord(folder, summary, rounds, inputs["study"], faults, replaced, started, ended, tuple(notes))
+    return RunRecord(
+        folder=folder,
+        summary=summary,
+        rounds=rounds,
+        study=inputs["study"],
+        faults=faults,
+        replaced=replaced,
+        started=started,
+        ended=ended,
+        notes=tuple(notes),
+        name=name,
+        noise=noise,
+        ledgers=Path(inputs["ledgers"]) if "ledgers" in inputs else None,
+    )
+
+
+def _fact(journal: Journal, key: str) -> Any:
+    """A fact that journals of earlier versions do not hold; None when it is not there."""
+    try:
+        return journal.fact(key)
+    except KeyError:
+        return None
 
 
 def _unfinished(inputs: Mapping[str, Any], rounds: tuple[Any, ...], versions: Mapping[str, str]) -> dict[str, Any]:
