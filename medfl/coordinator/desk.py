@@ -47,13 +47,13 @@ class NoiseDesk:
             return error.faults[0].what
         return ""
 
-    def release(self, round_: int, alive: int, grid: Grid | None) -> IntVector | None:
-        """Charge a round with `alive` sites in it, and draw the coordinator's noise if it is the one to add it.
+    def release(self, round_: int, alive: int, grid: Grid | None = None, size: int = 0) -> IntVector | None:
+        """Charge a round with `alive` sites in it, and draw the coordinator's noise [size] if it is the one to add it.
         BudgetError when the missing noise shares make the round too dear."""
         self._permit = permit = self.ledger.charge(self._charge(round_, alive), self.mechanism.config.budget)
         if grid is None or "central-noise" not in self.mechanism.config.traits():
             return None
-        return draw(permit, self.plan.noise_multiplier * grid.bound, self.plan.parameters, self._source)
+        return draw(permit, self.plan.update_noise * grid.bound, size, self._source)
 
     def done(self, total: IntVector) -> None:
         """Note in the ledger that the noisy sum is persisted."""

@@ -102,7 +102,7 @@ class Rounds:
         if how is None:
             return None
         attempt = self.journal.plans(plan.round)
-        context = how.context(self.run, plan.round, attempt, plan.cohort, self.federation.model.size)
+        context = how.context(self.run, plan.round, attempt, plan.cohort, self.federation.model.size, plan.values)
         return how.open(context, self.roster, plan.values)
 
     def _prepared(self, sum_: RoundSum, round_: OpenRound, course: Course) -> bool:
@@ -153,7 +153,7 @@ class Rounds:
 
     def _close(self, round_: OpenRound) -> RoundOutcome:
         if self.desk is not None:
-            self.desk.release(round_.outcome.plan.round, len(self.desk.plan.sites), None)
+            self.desk.release(round_.outcome.plan.round, len(self.desk.plan.sites))
         return self.federation.close(round_)
 
     def _open(self, sum_: RoundSum, outcome: RoundOutcome, course: Course) -> RoundOutcome:
@@ -161,7 +161,7 @@ class Rounds:
         alive, noise = len(sum_.weights), None
         try:
             if self.desk is not None:
-                noise = self.desk.release(outcome.plan.round, alive, sum_.codec.grid)
+                noise = self.desk.release(outcome.plan.round, alive, sum_.codec.grid, sum_.context.size)
             total = sum_.total(lambda stage, messages: self._exchange(stage, messages, course), noise)
         except RunError as error:
             self._void(outcome, error)
@@ -191,7 +191,9 @@ class Rounds:
         if how is None:
             raise RunError.at(f"round {outcome.plan.round}", "has an opened sum in a study that opens none")
         codec = GridCodec(Grid(outcome.plan.values[CLIP], int(outcome.plan.values[BOUND])))
-        return self.federation.step(outcome, how.combined(codec, total, denominator, outcome.plan.values))
+        values = outcome.plan.values
+        combined = how.combined(codec, total, denominator, values)
+        return self.federation.step(outcome, combined, how.unclipped(total, values))
 
     def _void(self, outcome: RoundOutcome, error: RunError) -> None:
         outcome.void = str(error)

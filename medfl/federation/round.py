@@ -196,14 +196,16 @@ class Federation:
         self.seed = seed
         self.model = model
         self.round = 0
+        self.clip = None if parts.summation is None else parts.summation.adaptive_clip()
 
     def plan(self, cases: Mapping[str, int]) -> RoundPlan:
         """The next round. cases: training cases of every site that is there."""
         number = self.round + 1
         cohort = self.parts.schedule.cohort(number, cases, generator(self.seed, "schedule", number))
         values = {name: moving.value() for name, moving in self.parts.values.items()}
-        if self.parts.summation is not None:
-            values |= self.parts.summation.values(cases)
+        how = self.parts.summation
+        if how is not None:
+            values |= how.values(cases, how.clip if self.clip is None else self.clip.clip)
         return RoundPlan(number, cohort, values, dict(cases))
 
     def open(self, plan: RoundPlan, validate: Validate | None = None, sum_: RoundSum | None = None) -> OpenRound:
@@ -214,9 +216,9 @@ class Federation:
         """Combine, and step. RunError when it is not the next round, so that no round is counted twice."""
         return self.step(round_.outcome, round_.settle())
 
-    def step(self, outcome: RoundOutcome, combined: FloatVector | None) -> RoundOutcome:
+    def step(self, outcome: RoundOutcome, combined: FloatVector | None, unclipped: float | None = None) -> RoundOutcome:
         """Move the model by the combined update (None: it stays), and let the hyper-parameters and the regulator take
-        in the round."""
+        in the round. unclipped: the noisy share of sites whose update was not clipped, for an adaptive clip."""
         if outcome.plan.round != self.round + 1:
             raise RunError.at(f"round {outcome.plan.round}", f"cannot be closed after round {self.round}")
         if combined is not None:
@@ -232,6 +234,8 @@ class Federation:
             rule.learn([(site, mine.norm) for site, mine in admitted.items()])
         for moving in self.parts.values.values():
             moving.update(Progress(self.round, outcome.loss_start))
+        if self.clip is not None and unclipped is not None:
+            self.clip.update(unclipped)
         return outcome
 
     def state(self) -> tuple[dict[str, Any], dict[str, FloatVector]]:
@@ -241,6 +245,7 @@ class Federation:
             "round": self.round,
             "values": {name: moving.state() for name, moving in self.parts.values.items()},
             "regulator": {rule.config.kind: rule.state() for rule in self.parts.regulator},
+            "clip": None if self.clip is None else self.clip.clip,
         }
         arrays = {"model": self.model}
         arrays.update({f"server.{name}": array for name, array in self.parts.server.state().items()})
@@ -250,6 +255,8 @@ class Federation:
         """Go on from `state()`, exactly. The arrays are copied."""
         self.round = plain["round"]
         self.model = np.array(arrays["model"])
+        if self.clip is not None:
+            self.clip.clip = plain["clip"]
         for name, moving in self.parts.values.items():
             moving.restore(plain["values"][name])
         for rule in self.parts.regulator:

@@ -24,7 +24,8 @@ from medfl.privacy.channels.base import (
     RoundContext,
 )
 from medfl.privacy.codec import GridCodec
-from medfl.privacy.grid import BOUND, CAP, CLIP, SUM_LIMIT, Grid, weight_of
+from medfl.privacy.grid import BIT, BOUND, CAP, CLIP, SUM_LIMIT, Grid, weight_of
+from medfl.privacy.mechanisms.adaptive_clip import AdaptiveClip
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector
@@ -50,19 +51,31 @@ class Summation:
         """The finest grid for so many sites; StudyError when it would be too coarse."""
         if self.noise is None:
             return Grid.fit(self.clip, sites)
-        noise = self.noise.noise_multiplier * math.sqrt(sites / self.noise.shares)
+        noise = self.noise.update_noise * math.sqrt(sites / self.noise.shares)
         return Grid.for_gradients(self.clip, noise) if self.gradients else Grid.fit(self.clip, sites, noise)
 
-    def values(self, cases: Mapping[str, int]) -> dict[str, float]:
-        """What orders must say: clip, grid, and the cases that weigh 1 (0: every site does)."""
+    def values(self, cases: Mapping[str, int], clip: float) -> dict[str, float]:
+        """What orders must say: clip, grid, the cases that weigh 1 (0: every site does), and the clip bit's size."""
         cap = max(cases.values()) if self.noise is None else self.noise.cap
-        sites = len(cases) if self.noise is None else len(self.noise.sites)
-        return {CLIP: self.clip, BOUND: float(self.grid(sites).bound), CAP: float(cap)}
+        grid = self.grid(len(cases) if self.noise is None else len(self.noise.sites))
+        bit = 0.0
+        if self.noise is not None and self.noise.bit_noise:
+            # even, and rounded down: the bit then has no less noise than it is charged for
+            bit = float(2 * int(self.noise.update_noise * grid.bound / self.noise.bit_noise / 2))
+        return {CLIP: clip, BOUND: float(grid.bound), CAP: float(cap), BIT: bit}
 
-    def context(self, run: str, round_: int, attempt: int, cohort: tuple[str, ...], size: int) -> RoundContext:
+    def adaptive_clip(self) -> AdaptiveClip | None:
+        """The moving clip of a run, at its start; None when it does not move."""
+        config = None if self.mechanism is None else getattr(self.mechanism.config, "adaptive", None)
+        return None if config is None else AdaptiveClip(config, self.clip)
+
+    def context(
+        self, run: str, round_: int, attempt: int, cohort: tuple[str, ...], parameters: int, values: Mapping[str, float]
+    ) -> RoundContext:
         minimum = MINIMUM_SITES
         if self.gradients and self.noise is not None:
             minimum = max(minimum, self.noise.shares)
+        size = parameters + (1 if values[BIT] else 0)
         return RoundContext(run, round_, attempt, cohort, size, SUM_LIMIT, minimum)
 
     def combined(
@@ -75,14 +88,21 @@ class Summation:
         """The change of the model [size] that an opened sum stands for; None when nothing is in it."""
         if not denominator:
             return None
-        change = codec.grid.decode(total, denominator)
+        change = codec.grid.decode(total[:-1] if values[BIT] else total, denominator)
         if self.gradients:
             change *= np.float32(-values["local.learning_rate"])
         return change
 
+    def unclipped(self, total: npt.NDArray[np.signedinteger[Any]], values: Mapping[str, float]) -> float | None:
+        """The noisy share of sites that were not clipped, from an opened sum; None where nobody asked."""
+        if not values[BIT] or self.noise is None:
+            return None
+        return float(total[-1]) / values[BIT] / len(self.noise.sites) + 0.5
+
     def open(self, context: RoundContext, roster: Roster, values: Mapping[str, float]) -> "RoundSum":
         grid = Grid(values[CLIP], int(values[BOUND]))
-        return RoundSum(self, GridCodec(grid), self.channel.coordinator(context, roster), context, values[CAP])
+        codec = GridCodec(grid, bit=int(values[BIT]))
+        return RoundSum(self, codec, self.channel.coordinator(context, roster), context, values[CAP])
 
 
 @dataclass
@@ -102,6 +122,7 @@ class RoundSum:
     def add(self, site: str, payload: Payload, cases: int, factor: float = 1.0) -> None:
         """Take in a sealed payload. factor lowers a weight that the coordinator can see to."""
         if factor != 1.0:
+            # a clip bit is lowered with the rest, which bounds it no less
             values = np.frombuffer(payload.buffers[0], np.int32)
             payload = replace(payload, buffers=(as_bytes(np.rint(values * factor).astype(np.int32)),))
         self.end.add(site, payload)

@@ -26,7 +26,7 @@ from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
 from medfl.learning.randomness import generator, torch_seed
 from medfl.learning.rules.base import LocalContext, LocalRule
 from medfl.privacy.codec import GridCodec
-from medfl.privacy.grid import BOUND, CAP, CLIP, Grid, weight_of
+from medfl.privacy.grid import BIT, BOUND, CAP, CLIP, Grid, weight_of
 from medfl.tasks.base import Prediction, Statistics, Task
 from medfl.update.base import Payload
 from medfl.update.memories.base import SiteState
@@ -241,7 +241,9 @@ class SiteExecutor:
         pipeline = self.parts.pipeline
         if CLIP in order.values:
             grid = Grid(order.values[CLIP], int(order.values[BOUND]))
-            pipeline = replace(pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP])))
+            pipeline = replace(
+                pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP]), int(order.values[BIT]))
+            )
         return pipeline.run(delta, order.site, order.round, state, self._rng("codec", order))
 
     def evaluate(self, samples: SampleSet, model: FloatVector) -> Statistics:

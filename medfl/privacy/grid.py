@@ -14,8 +14,9 @@ import numpy.typing as npt
 from medfl.errors import RunError, StudyError
 from medfl.update.vector import FloatVector
 
-CLIP, BOUND, CAP = "sum.clip", "sum.bound", "sum.cap"
-"""A round's grid and weights, by their names in an order's values."""
+CLIP, BOUND, CAP, BIT = "sum.clip", "sum.bound", "sum.cap", "sum.bit"
+"""A round's grid, weights and clip bit (grid units between its two values, 0 for none), by their names in an order's
+values."""
 
 IntValues = npt.NDArray[np.int32]
 

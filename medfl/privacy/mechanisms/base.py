@@ -18,6 +18,7 @@ from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.privacy.accounting.base import Budget, GaussianEvent
 from medfl.privacy.accounting.calibrate import LOW_SIGNAL
 from medfl.privacy.ledger.base import Unit
+from medfl.privacy.mechanisms.adaptive_clip import SplitNoise
 
 
 class MechanismConfig(PluginConfig):
@@ -76,7 +77,8 @@ class NoisePlan:
     were planned. noise_multiplier: noise of the whole sum (`site`), of the sum of the shares counted on (`patient`) or
     of each site (`local`), over the clip. shares: noise shares counted on (`patient`). denominator: what a sum is
     divided by. signal_to_noise: predicted norm of the largest signal over the expected norm of the noise. patients:
-    public number of each site. cap: cases with which a site weighs 1, 0 when all do.
+    public number of each site. cap: cases with which a site weighs 1, 0 when all do. bit_noise:
+    of the clip bit of an adaptive clip, 0 without one.
     """
 
     kind: str
@@ -94,6 +96,12 @@ class NoisePlan:
     signal_to_noise: float
     patients: Mapping[str, int] = field(default_factory=dict)
     cap: int = 0
+    bit_noise: float = 0.0
+
+    @property
+    def update_noise(self) -> float:
+        """Noise of the sum over the clip; more than is charged where a clip bit takes its part of the charge."""
+        return SplitNoise.of(self.noise_multiplier, len(self.sites)).update if self.bit_noise else self.noise_multiplier
 
     @property
     def whole(self) -> GaussianEvent:

@@ -10,8 +10,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from medfl.errors import StudyError
 from medfl.privacy.accounting.calibrate import signal_to_noise
 from medfl.privacy.ledger.base import Unit
+from medfl.privacy.mechanisms.adaptive_clip import FEWEST_SITES, AdaptiveClipConfig, SplitNoise
 from medfl.privacy.mechanisms.base import Facts, Mechanism, MechanismConfig, NoisePlan
 
 
@@ -22,6 +24,10 @@ class SiteNoiseConfig(MechanismConfig):
     )
     denominator: float | None = Field(
         None, gt=0, description="public; null: the number of planned sites, which no sum of weights passes"
+    )
+
+    adaptive: AdaptiveClipConfig | None = Field(
+        None, description="let the clip follow a quantile of the norms; null: it stays as it is"
     )
 
     def traits(self) -> frozenset[str]:
@@ -36,6 +42,13 @@ class SiteNoise(Mechanism):
 
     def _plan(self, facts: Facts, noise_multiplier: float) -> NoisePlan:
         sites = tuple(sorted(facts.patients))
+        adaptive = self.config.adaptive
+        if adaptive is not None and len(sites) < FEWEST_SITES and not adaptive.forced:
+            raise StudyError.at(
+                "privacy.adaptive",
+                f"with {len(sites)} sites the clip would mostly follow the noise; it takes {FEWEST_SITES}",
+                "leave it out and set privacy.clip, or set privacy.adaptive.forced: true",
+            )
         return NoisePlan(
             kind="site",
             unit="site",
@@ -51,6 +64,7 @@ class SiteNoise(Mechanism):
             colluders=0,
             signal_to_noise=signal_to_noise(len(sites), noise_multiplier, facts.parameters),
             cap=self.config.cap or 0,
+            bit_noise=0.0 if adaptive is None else SplitNoise.of(noise_multiplier, len(sites)).bit,
         )
 
     def trust(self, channel: str) -> dict[str, str]:
