@@ -12,6 +12,7 @@ from medfl.coordinator.files import write_text
 from medfl.errors import InputError
 from medfl.report import text, views
 from medfl.report.page import model_file, new_environment, stopped
+from medfl.report.privacy import privacy_of
 from medfl.report.run import RunRecord, read_run
 
 
@@ -54,6 +55,7 @@ def _context(run: RunRecord) -> Mapping[str, Any]:
         "axes": task["spatial_dims"],
         "stopped": stopped(run),
         "results": found,
+        "privacy": privacy_of(run),
         "findings": views.findings(run, found),
         "model": model_file(run.folder),
         "trained": trained_on(run),

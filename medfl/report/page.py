@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from medfl.coordinator.files import write_text
 from medfl.report import participation, plots, text, views
+from medfl.report.privacy import privacy_of, rounds_charged
 from medfl.report.run import RunRecord, read_run
 from medfl.report.svg import Drawings
 
@@ -54,7 +55,7 @@ def _environment() -> Environment:
 
 def context(run: RunRecord, pictures: bool) -> dict[str, Any]:
     """Everything that the template shows."""
-    found, drawings = views.results(run), Drawings()
+    found, drawings, privacy = views.results(run), Drawings(), privacy_of(run)
     changing, fixed = hyperparameters(run.rounds)
     events = list(participation.events(run.rounds))
     asked = [site for site in run.sites if _took_part(run, site)]
@@ -71,6 +72,8 @@ def context(run: RunRecord, pictures: bool) -> dict[str, Any]:
         "outcomes": participation.counts(participation.by_site(run.rounds, asked)),
         "events": events,
         "grouped": participation.grouped(events),
+        "privacy": privacy,
+        "charged": rounds_charged(privacy.ledger) if privacy.ledger else "",
         "moved": changing,
         "fixed": fixed,
         "channel": run.study["update"]["channel"]["kind"],
@@ -120,8 +123,14 @@ def _drawn(run: RunRecord, drawings: Drawings, changing: Sequence[str]) -> dict[
         "moved": (plots.moved(rounds, changing), f"Values of {text.listed(changing)}, {span}"),
         "bytes": (_bytes_plot(rounds), f"Megabytes sent in each round by direction, {span}"),
         "seconds": (_seconds_plot(rounds), f"Seconds of each round by phase, {span}"),
+        "epsilon": (plots.epsilon(rounds, _budget(run)), f"Epsilon after each round, {span}"),
     }
     return {name: drawings.inline(figure, alt) if figure else None for name, (figure, alt) in figures.items()}
+
+
+def _budget(run: RunRecord) -> float | None:
+    budget: float | None = (run.study.get("privacy") or {}).get("epsilon")
+    return budget
 
 
 def _maps(run: RunRecord, sites: Sequence[str], drawings: Drawings) -> list[Markup]:

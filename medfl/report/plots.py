@@ -235,6 +235,28 @@ def moved(rounds: Records, names: Sequence[str]) -> "Figure | None":
     return figure
 
 
+def epsilon(rounds: Records, budget: float | None) -> "Figure | None":
+    """Epsilon after each round, and the budget as a line."""
+    points = [(record["round"], record["epsilon"]) for record in rounds if record.get("epsilon") is not None]
+    if not points:
+        return None
+    with style():
+        figure, (axes,) = _figure(2.4)
+        # what was spent stays spent until the next round
+        edges = [number - 0.5 for number, _ in points] + [points[-1][0] + 0.5]
+        values = [value for _, value in points]
+        axes.step(edges, [*values, values[-1]], where="post", color=SERIES[0], linewidth=1.8)
+        axes.fill_between(edges, [*values, values[-1]], step="post", color=SERIES[0], alpha=0.18, linewidth=0)
+        if budget is not None:
+            axes.axhline(budget, color=SERIES[1], linewidth=1.4, linestyle="--", label="budget")
+            axes.annotate("budget", (edges[0], budget), (3, 3), textcoords="offset points", color=INK, fontsize=8)
+        axes.set_ylim(0, 1.2 * max([*values, budget or 0.0]))
+        axes.set_ylabel("ε")
+        axes.set_xlabel("round")
+        _rounds_axis(axes, rounds)
+    return figure
+
+
 def stacked(rounds: Records, parts: Mapping[str, Sequence[float]], unit: str) -> "Figure | None":
     """Bars of `parts` (by name, one value a round) on top of each other."""
     if not rounds or not parts:

@@ -183,6 +183,8 @@ def _trust(statement: Mapping[str, Any], channel: Mapping[str, Any]) -> list[tup
     answers = {**said, "key": _key(channel)}
     if beyond := _beyond(plan, channel):
         answers["does not hold against"] = beyond
+        if channel["kind"] == "he":
+            answers["holds against"] = "every site, the coordinator and everyone who gets the model, each by itself"
     known = [(question, answers[name]) for name, question in QUESTIONS.items() if name in answers]
     return known + [(name, text) for name, text in answers.items() if name not in QUESTIONS]
 

@@ -189,12 +189,17 @@ def _about_set_up(run: RunRecord) -> Iterable[str]:
 
 
 def _about_rounds(run: RunRecord) -> Iterable[str]:
-    still = [str(record["round"]) for record in run.rounds if not record["moved"]]
+    void = {record["round"]: record["void"] for record in run.rounds if record.get("void")}
+    still = [str(record["round"]) for record in run.rounds if not record["moved"] and record["round"] not in void]
     if not run.rounds:
         yield "No round was completed: the model is the freshly initialised network."
     if still:
         which = f"{len(still)} of {len(run.rounds)} rounds ({listed(still)})"
         yield f"The model did not move in {which}: nothing was admitted."
+    if void:
+        number, reason = next(iter(void.items()))
+        which = f"{len(void)} of {len(run.rounds)} rounds ({listed(map(str, void))})"
+        yield f"The sum was not opened in {which}, and the model did not move. In round {number}: {reason}."
     trained = {site for record in run.rounds for site, one in record["verdicts"].items() if one["outcome"] != "refuse"}
     asked = {site for record in run.rounds for site in record["participants"]}
     if asked - trained:
