@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from medfl.errors import RunError
+from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.privacy.accounting.bounds import bounds, off_plan
 from medfl.privacy.accounting.gaussian import GaussianAccountant
 from medfl.privacy.accounting.pld import CALIBRATION, PldAccountant
@@ -54,6 +55,14 @@ class NoiseDesk:
         if grid is None or "central-noise" not in self.mechanism.config.traits():
             return None
         return draw(permit, self.plan.update_noise * grid.bound, size, self._source)
+
+    def witnessed(self, reply: TrainReply) -> TrainReply | SiteFailure:
+        """Keep the head of the site's ledger; a failure when the site has none or an older one than it had."""
+        try:
+            self.ledger.witness(reply.site, reply.ledger)
+        except RunError as error:
+            return SiteFailure(reply.site, reply.round, str(error))
+        return reply
 
     def done(self, total: IntVector) -> None:
         """Note in the ledger that the noisy sum is persisted."""

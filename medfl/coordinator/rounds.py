@@ -15,7 +15,7 @@ from medfl.coordinator.observer import Observer
 from medfl.errors import RunError
 from medfl.federation.round import Federation, OpenRound, RoundOutcome, RoundPlan, Validate
 from medfl.federation.summing import RoundSum
-from medfl.learning.messages import SiteFailure
+from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.privacy.channels.base import Message, Roster
 from medfl.privacy.codec import GridCodec
 from medfl.privacy.grid import BOUND, CLIP, Grid
@@ -128,7 +128,8 @@ class Rounds:
         return answers
 
     def _receive(self, round_: OpenRound, model: Payload, course: Course) -> None:
-        orders = [order for order in round_.outcome.plan.orders() if order.site not in round_.outcome.sites]
+        head = "" if self.desk is None else self.desk.ledger.head
+        orders = [order for order in round_.outcome.plan.orders(head) if order.site not in round_.outcome.sites]
         with closing(self.transport.train(orders, model, self.observer.local_progress)) as deliveries:
             while True:
                 with course.clock.phase("local"):
@@ -140,9 +141,10 @@ class Rounds:
                 site = delivery.answer.site
                 self.observer.answered(site, round_.outcome.sites[site])
 
-    @staticmethod
-    def _take(round_: OpenRound, delivery: Delivery, course: Course) -> None:
+    def _take(self, round_: OpenRound, delivery: Delivery, course: Course) -> None:
         answer = delivery.answer
+        if isinstance(answer, TrainReply) and self.desk is not None:
+            answer = self.desk.witnessed(answer)
         if isinstance(answer, SiteFailure):
             round_.fail(answer)
         else:

@@ -72,6 +72,7 @@ class Runner:
         self._journal: Journal
         self._layout: Layout
         self._initial: FloatVector | None = None
+        self._desk: NoiseDesk | None = None
         self._started = time.perf_counter()
         infos = tuple(sorted(transport.open(), key=lambda info: info.name))
         self._opened = Opened(infos, assignment.unseen)
@@ -99,7 +100,7 @@ class Runner:
         model, self._layout = self._transport.initial_model()
         run = secrets.token_hex(16)
         noise = self._plan_noise(model.size)
-        self._transport.begin(self._beginning(run, noise))
+        self._begin(run, noise)
         self.out.mkdir(parents=True, exist_ok=True)
         facts = {
             "run": run,
@@ -120,7 +121,7 @@ class Runner:
         kept = self._journal.fact("noise")
         noise = None if kept is None else NoisePlan.from_json(kept)
         run = self._journal.fact("run")
-        self._transport.begin(self._beginning(run, noise))
+        self._begin(run, noise)
         self._begin_with(model, run, noise)
         self._transport.restore(_site_states(self._go_back()))
 
@@ -145,15 +146,23 @@ class Runner:
         faults.raise_if_any(StudyError)
         return noise
 
-    def _beginning(self, run: str, noise: NoisePlan | None) -> Beginning:
+    def _begin(self, run: str, noise: NoisePlan | None) -> None:
+        """Tell the sites about the run, and compare ledgers: RunError when one was put back to an older copy."""
         roster = {info.name: info.identity for info in self._opened.sites}
-        return Beginning(run, roster, None if noise is None else noise.to_json())
+        mechanism = build_mechanism(self.study)
+        if noise is None or mechanism is None:
+            self._transport.begin(Beginning(run, roster))
+            return
+        ledger = FileLedger.open(self.inputs.ledgers / "coordinator.ledger", "coordinator")
+        heads = self._transport.begin(Beginning(run, roster, noise.to_json(), ledger.head, ledger.witnessed()))
+        kept = {site: found.kept for site, found in heads.items() if found.kept}
+        ledger.compare(kept, {site: found.head for site, found in heads.items()})
+        self._desk = NoiseDesk(self.study, run, mechanism, noise, ledger, ledger.register(noise.sites))
 
     def _begin_with(self, model: FloatVector, run: str, noise: NoisePlan | None) -> None:
         """Make everything that the rounds need."""
         self._initial = model.copy()
         self._federation = Federation(build_federation(self.study, noise), self.study.seed, model)
-        self._desk = self._make_desk(run, noise)
         self._rounds = Rounds(
             run=run,
             federation=self._federation,
@@ -165,13 +174,6 @@ class Runner:
             validate=self._validate if self.study.evaluation.public else None,
             code=self._coded,
         )
-
-    def _make_desk(self, run: str, noise: NoisePlan | None) -> NoiseDesk | None:
-        mechanism = build_mechanism(self.study)
-        if noise is None or mechanism is None:
-            return None
-        ledger = FileLedger.open(self.inputs.ledgers / "coordinator.ledger", "coordinator", {})
-        return NoiseDesk(self.study, run, mechanism, noise, ledger, ledger.register(noise.sites))
 
     def _go_back(self) -> Arrays:
         """Take the federation to the last committed round; all arrays of that round."""

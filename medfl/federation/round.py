@@ -63,8 +63,9 @@ class RoundPlan:
     values: Mapping[str, float]
     cases: Mapping[str, int]
 
-    def orders(self) -> list[TrainOrder]:
-        return [TrainOrder(site, self.round, self.values) for site in self.cohort]
+    def orders(self, ledger: str = "") -> list[TrainOrder]:
+        """One a site. ledger: the head of the coordinator's privacy ledger."""
+        return [TrainOrder(site, self.round, self.values, ledger) for site in self.cohort]
 
 
 @dataclass(slots=True)

@@ -3,8 +3,9 @@
 The site's ledger decides by itself, whatever the coordinator says: BudgetError keeps the update back.
 """
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from medfl.privacy.ledger.base import Charge, Ledger, Permit
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.privacy.mechanisms.patient import PatientSamplingConfig
 from medfl.privacy.noise import NoiseSource, draw, system
+from medfl.update.base import Payload
 from medfl.update.vector import FloatVector
 
 _FINE = 1 << 22
@@ -34,10 +36,21 @@ class Disclosure:
     ledger: Ledger
     dataset: str
     source: NoiseSource = system
+    _permit: Permit | None = field(default=None, init=False)
 
     def permit(self, round_: int) -> Permit:
         """Charge a round as planned, durably."""
-        return self.ledger.charge(self._charge(round_, None), self.mechanism.config.budget)
+        self._permit = self.ledger.charge(self._charge(round_, None), self.mechanism.config.budget)
+        return self._permit
+
+    def done(self, payload: Payload) -> None:
+        """Note what is about to leave under the round's charge."""
+        if self._permit is not None:
+            digest = hashlib.sha256()
+            for buffer in payload.buffers:
+                digest.update(buffer)
+            self.ledger.done(self._permit, digest.hexdigest())
+            self._permit = None
 
     def guard(self, context: RoundContext, survivors: tuple[str, ...]) -> None:
         """Before the sum of a round is opened: charge for noise that was counted on and is missing."""

@@ -25,20 +25,34 @@ class SiteInfo:
 @dataclass(frozen=True, slots=True)
 class Beginning:
     """What the sites are told before the first round. run: a name that no other run has. roster: every site's public
-    signing key, as hex. noise: the run's `NoisePlan` as JSON under differential privacy."""
+    signing key, as hex. noise: the run's `NoisePlan` as JSON under differential privacy. ledger, kept: the head of the
+    coordinator's privacy ledger, and the heads of the sites' ledgers as the coordinator last kept them."""
 
     run: str
     roster: Mapping[str, str]
     noise: Mapping[str, Any] | None = None
+    ledger: str = ""
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerHeads:
+    """What a site with a privacy ledger answers to a beginning: its ledger's head, and the head of the coordinator's
+    as the site last kept it ("" when it never did)."""
+
+    head: str
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOrder:
-    """Train in this round. values: the round's hyper-parameters ("local.epochs", "local.learning_rate", ..)."""
+    """Train in this round. values: the round's hyper-parameters ("local.epochs", "local.learning_rate", ..). ledger:
+    the head of the coordinator's privacy ledger, "" without one."""
 
     site: str
     round: int
     values: Mapping[str, float]
+    ledger: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,7 @@ class TrainReply:
 
     payload: the sealed update, or None when the upload gate kept it back. cases: unique cases trained on.
     loss_start / loss: mean training loss over the first epoch and over the last. seconds: training, and all of it.
+    ledger: the head of the site's privacy ledger, "" without one.
     """
 
     site: str
@@ -58,6 +73,7 @@ class TrainReply:
     loss_start: float
     loss: float
     seconds: Mapping[str, float] = field(default_factory=dict)
+    ledger: str = ""
 
 
 @dataclass(frozen=True, slots=True)

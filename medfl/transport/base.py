@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.privacy.channels.base import Message
 from medfl.tasks.base import Statistics
 from medfl.update.base import Payload
@@ -56,8 +56,9 @@ class Transport(ABC):
         """The freshly initialised network's vector, from the study's seed."""
 
     @abstractmethod
-    def begin(self, beginning: Beginning) -> None:
-        """Tell every site about the run; InputError with the reasons of all sites that will not take part."""
+    def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
+        """Tell every site about the run; the heads of the ledgers of those that have one. InputError with the reasons
+        of all sites that will not take part."""
 
     @abstractmethod
     def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from medfl.data.base import SiteData
 from medfl.errors import Faults, RunError, StudyError
 from medfl.learning.disclosure import Disclosure
-from medfl.learning.messages import Beginning, TrainReply
+from medfl.learning.messages import Beginning, LedgerHeads, TrainOrder, TrainReply
 from medfl.privacy.accounting.base import Budget
 from medfl.privacy.channels.base import Channel, Message, RoundContext, SiteEnd
 from medfl.privacy.identity import Ed25519Identity
@@ -16,6 +16,8 @@ from medfl.privacy.mechanisms.base import NoisePlan
 from medfl.study.build import build_channel, build_mechanism
 from medfl.study.model import Policy
 from medfl.study.sources import RunInputs
+
+_COORDINATOR = "coordinator"
 
 
 class SiteDoor:
@@ -33,8 +35,9 @@ class SiteDoor:
     def public(self) -> str:
         return self._identity.public.hex()
 
-    def begin(self, beginning: Beginning, data: SiteData) -> None:
-        """Take up a run; StudyError with everything that the site's policy does not allow."""
+    def begin(self, beginning: Beginning, data: SiteData) -> LedgerHeads | None:
+        """Take up a run; the heads of the site's ledger, if the run needs it. StudyError with everything that the
+        site's policy does not allow; RunError when a ledger was put back to an older copy."""
         study = self._inputs.study
         channel: Channel = build_channel(study)
         trains = "train" in data.splits and self.name not in study.evaluation.unseen
@@ -50,6 +53,17 @@ class SiteDoor:
             self.disclosure = Disclosure(self.name, study.name, beginning.run, mechanism, plan, ledger, dataset)
         roster = {site: bytes.fromhex(key) for site, key in beginning.roster.items()}
         self._end = channel.site(self._identity, roster, self._guard)
+        return None if self.disclosure is None else self._compare(self.disclosure.ledger, beginning)
+
+    def _compare(self, ledger: Ledger, beginning: Beginning) -> LedgerHeads:
+        kept = {_COORDINATOR: beginning.kept[self.name]} if self.name in beginning.kept else {}
+        ledger.compare(kept, {_COORDINATOR: beginning.ledger})
+        return LedgerHeads(ledger.head, ledger.witnessed().get(_COORDINATOR, ""))
+
+    def witness(self, order: TrainOrder) -> None:
+        """Keep the head of the coordinator's ledger; RunError when it is older than one that was kept."""
+        if self.disclosure is not None and order.ledger:
+            self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
 
     def _check_policy(self) -> None:
         study, policy, faults = self._inputs.study, self._policy, Faults()
@@ -90,7 +104,11 @@ class SiteDoor:
         """The reply as it may leave."""
         if reply.payload is None:
             return reply
-        return replace(reply, payload=self._channel().seal(reply.round, reply.payload))
+        sealed = self._channel().seal(reply.round, reply.payload)
+        if self.disclosure is None:
+            return replace(reply, payload=sealed)
+        self.disclosure.done(sealed)
+        return replace(reply, payload=sealed, ledger=self.disclosure.ledger.head)
 
     def _channel(self) -> SiteEnd:
         if self._end is None:
@@ -103,10 +121,6 @@ class SiteDoor:
             raise RunError.at(
                 f"site {self.name}", "its policy keeps metrics in the house", "set policy.metrics_may_leave"
             )
-
-    @property
-    def ledger(self) -> Ledger | None:
-        return None if self.disclosure is None else self.disclosure.ledger
 
 
 def _patients(data: SiteData) -> list[str]:

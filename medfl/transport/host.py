@@ -7,7 +7,7 @@ from medfl.data.base import Case, SiteData
 from medfl.errors import Faults, InputError, MedflError, RunError
 from medfl.learning.executor import SiteExecutor, StepDone
 from medfl.learning.flat import initial_vector
-from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.privacy.channels.base import Message
 from medfl.study.build import build_codec_down, build_local, choose_device
 from medfl.study.sources import RunInputs, load_site_data
@@ -59,15 +59,21 @@ class SiteHost:
     def initial_model(self) -> tuple[FloatVector, Layout]:
         return initial_vector(self._executor.parts.task, self._inputs.study.seed)
 
-    def begin(self, beginning: Beginning) -> None:
-        """Let every site take up the run; InputError with the reasons of all sites that refuse."""
-        faults = Faults()
+    def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
+        """Let every site take up the run; the heads of their ledgers. The error has the reasons of all that refuse."""
+        heads, refused, failed = dict[str, LedgerHeads](), Faults(), Faults()
         for name, door in self._doors.items():
             try:
-                door.begin(beginning, self._data[name])
+                found = door.begin(beginning, self._data[name])
             except InputError as error:
-                faults.extend(error.faults)
-        faults.raise_if_any(InputError)
+                refused.extend(error.faults)
+            except MedflError as error:
+                failed.extend(error.faults)
+            else:
+                heads |= {} if found is None else {name: found}
+        refused.raise_if_any(InputError)
+        failed.raise_if_any(RunError)
+        return heads
 
     def answer(self, site: str, stage: str, message: Message) -> Message | None:
         """A site's answer in the channel's protocol; None when it refuses or cannot, which is logged."""
@@ -92,6 +98,7 @@ class SiteHost:
         door, fault = self._doors[order.site], self._faults.get(order.site)
         try:
             data, vector = self._data[order.site], self.receive(model)
+            door.witness(order)
             reply = self._executor.train(data, order, vector, state, step_done, door.disclosure)
             reply = door.seal(corrupt(reply, fault, self._executor.parts.pipeline.codec) if fault else reply)
         except MedflError as error:

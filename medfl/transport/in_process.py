@@ -5,7 +5,7 @@ from functools import partial
 
 from medfl.data.base import Case
 from medfl.learning.executor import StepDone
-from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder
+from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder
 from medfl.privacy.channels.base import Message
 from medfl.study.sources import RunInputs
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
@@ -30,8 +30,8 @@ class InProcess(Transport):
     def initial_model(self) -> tuple[FloatVector, Layout]:
         return self._host.initial_model()
 
-    def begin(self, beginning: Beginning) -> None:
-        self._host.begin(beginning)
+    def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
+        return self._host.begin(beginning)
 
     def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
         answers = {site: self._host.answer(site, stage, message) for site, message in messages.items()}

@@ -1,5 +1,6 @@
 """The round's messages as bytes, in the format of `medfl.update.wire`."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,12 @@ MAX_STATISTICS = 256 * 2**20
 
 
 def encode_order(order: TrainOrder, model: Payload) -> list[Buffer]:
-    header = {"site": order.site, "round": order.round, "values": dict(order.values), "model": model.header()}
+    header = {**asdict(order), "model": model.header()}
     return parts(header, model.buffers)
 
 
 def encode_reply(reply: TrainReply) -> list[Buffer]:
-    header: dict[str, Any] = {
-        name: getattr(reply, name) for name in ("site", "round", "cases", "steps", "epochs", "loss_start", "loss")
-    }
+    header: dict[str, Any] = {name: getattr(reply, name) for name in _REPLY_FIELDS}
     # fixed width, so that equal rounds are equally many bytes
     header["seconds"] = {phase: f"{value:012.6f}" for phase, value in reply.seconds.items()}
     if reply.payload is None:
@@ -38,6 +37,7 @@ _REPLY_FIELDS: dict[str, type] = {
     "epochs": int,
     "loss_start": float,
     "loss": float,
+    "ledger": str,
 }
 
 

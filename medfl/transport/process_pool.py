@@ -13,7 +13,7 @@ from typing import Any
 
 from medfl.data.base import Case
 from medfl.errors import Fault, Faults, InputError, RunError
-from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder
+from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder
 from medfl.privacy.channels.base import Message
 from medfl.study.sources import RunInputs
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
@@ -59,14 +59,16 @@ class ProcessPool(Transport):
         header, arrays = unpack_arrays(message)
         return arrays["model"].copy(), Layout.from_json(header["layout"])
 
-    def begin(self, beginning: Beginning) -> None:
-        faults = Faults()
+    def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
+        faults, heads = Faults(), dict[str, LedgerHeads]()
         for worker in self._workers:
             worker.send(parts({"do": "begin", **asdict(beginning)}))
         for worker in self._workers:
             header, _ = worker.receive()
             faults.extend(Fault(*fault) for fault in header.get("faults", ()))
+            heads |= {site: LedgerHeads(**found) for site, found in header.get("heads", {}).items()}
         faults.raise_if_any(InputError)
+        return heads
 
     def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
         jobs = {}
@@ -86,7 +88,7 @@ class ProcessPool(Transport):
     ) -> Generator[Delivery, None, None]:
         jobs = []
         for order in orders:
-            header = {"do": "train", "site": order.site, "round": order.round, "values": dict(order.values)}
+            header = {"do": "train", **asdict(order)}
             message = parts({**header, "model": model.header()}, model.buffers)
             jobs.append(_Job(order.site, message, progress))
         for job in jobs:

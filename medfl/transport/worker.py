@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -82,10 +83,10 @@ class _Loop:
 
     def _begin(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
         try:
-            self._host.begin(Beginning(**header))
+            heads = self._host.begin(Beginning(**header))
         except InputError as error:
             return parts({"answer": "refused", "faults": _error(error)["faults"]})
-        return parts({"answer": "begun"})
+        return parts({"answer": "begun", "heads": {site: asdict(found) for site, found in heads.items()}})
 
     def _exchange(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
         message = Message(header["message"], tuple(buffers))

@@ -22,7 +22,7 @@ from medfl.plugins import PluginConfig
 
 class ValidationMedianConfig(PluginConfig):
     kind: Literal["validation_median"] = "validation_median"
-    tolerance: float = Field(0.3, ge=0, description="a model may be worse than the median by this share of its loss")
+    tolerance: float = Field(0.2, ge=0, description="a model may be worse than the median by this share of its loss")
     slack: float = Field(0.02, ge=0, description="and by this much loss besides")
 
     def traits(self) -> frozenset[str]:

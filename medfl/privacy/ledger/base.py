@@ -106,3 +106,8 @@ class Ledger(ABC):
     @abstractmethod
     def witnessed(self) -> Mapping[str, str]:
         """The last kept head of each other party."""
+
+    @abstractmethod
+    def compare(self, kept: Mapping[str, str], present: Mapping[str, str] | None = None) -> None:
+        """When parties meet: RunError when this ledger is older than the head that another party `kept` of it, or when
+        another party's ledger, with the head that it has at `present`, is older than what was kept here."""
