@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 StepDone = Callable[[int, int], None]
 """Called after local steps with (done, planned)."""
 
+Tamper = Callable[[FloatVector], FloatVector]
+"""What a simulated hostile site makes of its update [size]."""
+
 
 @dataclass(frozen=True)
 class LocalParts:
@@ -78,9 +81,11 @@ class SiteExecutor:
         state: SiteState,
         step_done: StepDone | None = None,
         disclosure: Disclosure | None = None,
+        tamper: Tamper | None = None,
     ) -> TrainReply:
         """Train from the global vector `model` [size] and return the update, not sealed yet; `state` is updated in
         place, and only when all went well. disclosure: the site's ledger and noise, under differential privacy.
+        tamper: what a simulated hostile site does to what it sends.
 
         DataError when the site has nothing to train on; RunError when the loss, the update or the site's private
         state stops being finite; BudgetError when the site's ledger refuses.
@@ -95,7 +100,7 @@ class SiteExecutor:
         private = dict(state)
         cases = self.parts.plan.unique(data.site, order.round, samples)
         if disclosure is not None and disclosure.plan.kind != "site":
-            steps, payload = self._privately(samples, order, model, private, disclosure)
+            steps, payload = self._privately(samples, order, model, private, cases, disclosure, tamper)
             course = _Course.untold(steps)
             trained = time.perf_counter()
         else:
@@ -104,7 +109,7 @@ class SiteExecutor:
             if disclosure is not None:
                 disclosure.permit(order.round)
                 course = _Course.untold(len(course.losses))
-            payload = self._upload(model, order, private, cases)
+            payload = self._upload(model, order, private, cases, tamper)
         _check_finite(private, order)
         state.clear()
         state.update(private)
@@ -193,7 +198,14 @@ class SiteExecutor:
         return loss.detach()
 
     def _privately(
-        self, samples: SampleSet, order: TrainOrder, model: FloatVector, state: SiteState, disclosure: Disclosure
+        self,
+        samples: SampleSet,
+        order: TrainOrder,
+        model: FloatVector,
+        state: SiteState,
+        cases: int,
+        disclosure: Disclosure,
+        tamper: Tamper | None,
     ) -> tuple[int, Payload | None]:
         """Steps and payload of a round under patient-level privacy. The charge comes before the patients are drawn."""
         permit = disclosure.permit(order.round)
@@ -203,14 +215,14 @@ class SiteExecutor:
         if plan.kind == "patient":
             grid = Grid(order.values[CLIP], int(order.values[BOUND]))
             total = private.share(self.network, self._rng("views", order), grid.step)
-            noisy = disclosure.share(total, grid, permit)
+            noisy = disclosure.share(tamper(total) if tamper else total, grid, permit)
             return plan.steps, Payload("grid", noisy.size, (as_bytes(noisy),))
         optimizer = self.parts.optimizer.build(self.network.parameters, order.values["local.learning_rate"])
         noise = partial(disclosure.noise, permit)
         private.train(context, self.parts.rules, optimizer, noise, self._rng("views", order))
         for rule in self.parts.rules:
             rule.finish(context)
-        return plan.steps, self._upload(model, order, state, 0)
+        return plan.steps, self._upload(model, order, state, cases, tamper)
 
     def _private_sgd(self, samples: SampleSet, disclosure: Disclosure) -> "PrivateSgd":
         """The site's sampler and engine, made once."""
@@ -233,11 +245,15 @@ class SiteExecutor:
     def _rng(self, purpose: str, order: TrainOrder) -> np.random.Generator:
         return generator(self.parts.seed, purpose, order.round, order.site)
 
-    def _upload(self, model: FloatVector, order: TrainOrder, state: SiteState, cases: int) -> Payload | None:
+    def _upload(
+        self, model: FloatVector, order: TrainOrder, state: SiteState, cases: int, tamper: Tamper | None
+    ) -> Payload | None:
         """The change since `model` through the pipeline; on the round's grid where updates are only added."""
         delta = np.empty_like(model)
         if not self.network.change(model, delta):
             raise _not_finite(["update"], order)
+        if tamper is not None:
+            delta = tamper(delta)
         pipeline = self.parts.pipeline
         if CLIP in order.values:
             grid = Grid(order.values[CLIP], int(order.values[BOUND]))

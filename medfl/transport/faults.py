@@ -11,21 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from medfl.data.base import SampleInfo, SampleSet, SiteData
-from medfl.learning.messages import TrainReply
+from medfl.learning.executor import Tamper
 from medfl.learning.randomness import generator
 from medfl.study.model import SimulatedFault, Study
-from medfl.update.base import Update
-from medfl.update.codecs.base import Codec
 
 
-def corrupt(reply: TrainReply, fault: SimulatedFault, codec: Codec) -> TrainReply:
-    """The reply as a site with this fault would send it."""
-    if reply.payload is None or reply.round < fault.from_round or fault.kind == "flip_labels":
-        return reply
-    update = codec.decode(reply.payload, reply.payload.size)
-    values = update.values * np.float32(fault.factor if fault.kind == "scale" else np.nan)
-    wrong = Update(values, update.size, update.indices)
-    return replace(reply, payload=codec.encode(wrong, np.random.default_rng(0)))
+def tampering(fault: SimulatedFault, round_: int) -> Tamper | None:
+    """What a site with this fault does to its update in a round before it is coded; None when it leaves it alone."""
+    if round_ < fault.from_round or fault.kind == "flip_labels":
+        return None
+    factor = np.float32(fault.factor if fault.kind == "scale" else np.nan)
+    return lambda update: update * factor
 
 
 def corrupted_data(data: SiteData, fault: SimulatedFault, study: Study) -> SiteData:

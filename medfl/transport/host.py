@@ -14,7 +14,7 @@ from medfl.study.sources import RunInputs, load_site_data
 from medfl.tasks.base import Statistics
 from medfl.transport.base import Arrays
 from medfl.transport.door import SiteDoor
-from medfl.transport.faults import corrupt, corrupted_data
+from medfl.transport.faults import corrupted_data, tampering
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector, Layout
 
@@ -99,8 +99,8 @@ class SiteHost:
         try:
             data, vector = self._data[order.site], self.receive(model)
             door.witness(order)
-            reply = self._executor.train(data, order, vector, state, step_done, door.disclosure)
-            reply = door.seal(corrupt(reply, fault, self._executor.parts.pipeline.codec) if fault else reply)
+            tamper = tampering(fault, order.round) if fault else None
+            reply = door.seal(self._executor.train(data, order, vector, state, step_done, door.disclosure, tamper))
         except MedflError as error:
             return SiteFailure(order.site, order.round, str(error)), self._states[order.site]
         except (OSError, MemoryError, RuntimeError) as error:
