@@ -31,6 +31,7 @@ from medfl.hyperparameters.base import HYPERPARAMETERS
 from medfl.learning.rules.base import RULES
 from medfl.plugins import PluginConfig, PluginPoint
 from medfl.privacy.channels.base import CHANNELS
+from medfl.privacy.mechanisms.base import MECHANISMS
 from medfl.study.model import Site, Study
 from medfl.study.rules import RULES as COMBINATIONS
 from medfl.tasks.base import TASKS
@@ -52,6 +53,7 @@ POINTS: tuple[tuple[PluginPoint, str, str], ...] = (
     (MEMORIES, "update.memory", "what of an update was not sent and is remembered"),
     (CODECS, "update.codec_up, update.codec_down", "a vector as bytes, and back"),
     (CHANNELS, "update.channel", "what the coordinator can see of an update"),
+    (MECHANISMS, "privacy", "who adds which noise to what, under differential privacy"),
     (SCHEDULES, "federation.schedule", "who takes part in a round"),
     (REGULATORS, "federation.regulator", "admit, down-weight or refuse an update, with a reason"),
     (AGGREGATORS, "federation.aggregator", "how updates are combined, on arrival"),
