@@ -81,7 +81,10 @@ class TinyFederation:
         from medfl.study.sources import RunInputs
 
         return RunInputs(
-            study=load_study(self.study, overrides), sites=tuple(load_sites(self.sites)), cache=default_folder()
+            study=load_study(self.study, overrides),
+            sites=tuple(load_sites(self.sites)),
+            cache=default_folder(),
+            ledgers=self.folder / "ledgers",
         )
 
 
