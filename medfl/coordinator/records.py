@@ -13,6 +13,9 @@ from medfl.tasks.base import Metric
 LIBRARIES = ("medfl", "torch", "monai", "numpy", "nibabel", "pydicom")
 
 
+WITHHELD = "withheld: numbers of single updates stay with the coordinator"
+
+
 def number(value: float) -> float | None:
     """A float for JSON: None when it is not finite."""
     return value if math.isfinite(value) else None
@@ -37,9 +40,11 @@ def round_record(
     seconds: Mapping[str, float],
     site_seconds: Mapping[str, Mapping[str, float]],
     epsilon: float | None = None,
+    private: bool = False,
 ) -> dict[str, Any]:
     """One line of rounds.jsonl. `late` and `epsilon` are empty where a study has no deadline and no privacy
-    mechanism; `void` says why a round's sum was not opened."""
+    mechanism; `void` says why a round's sum was not opened. private: leave out what was measured on single sites'
+    updates, which no noise covers."""
     sites = outcome.sites
     return {
         "round": outcome.plan.round,
@@ -47,11 +52,11 @@ def round_record(
         "late": [],
         "failed": {site: mine.failure for site, mine in sites.items() if mine.failure},
         "refused": {
-            site: {"rule": mine.verdict.rule, "reason": mine.verdict.reason}
+            site: {"rule": mine.verdict.rule, "reason": WITHHELD if private else mine.verdict.reason}
             for site, mine in sites.items()
             if mine.verdict and mine.verdict.outcome == "refuse"
         },
-        "verdicts": {site: verdict_json(mine) for site, mine in sites.items() if mine.verdict},
+        "verdicts": {site: verdict_json(mine, private) for site, mine in sites.items() if mine.verdict},
         "moved": outcome.moved,
         "void": outcome.void,
         "hyperparameters": dict(outcome.plan.values),
@@ -70,15 +75,15 @@ def round_record(
     }
 
 
-def verdict_json(mine: Contribution) -> dict[str, Any]:
+def verdict_json(mine: Contribution, private: bool = False) -> dict[str, Any]:
     if mine.verdict is None:
         return {"outcome": "none"}
     return {
         "outcome": mine.verdict.outcome,
         "rule": mine.verdict.rule,
-        "reason": mine.verdict.reason,
+        "reason": WITHHELD if private and mine.verdict.reason else mine.verdict.reason,
         "factor": mine.verdict.factor,
-        "norm": number(mine.norm),
+        "norm": None if private else number(mine.norm),
         "cases": mine.cases,
     }
 

@@ -213,5 +213,5 @@ class Rounds:
     def record(self, outcome: RoundOutcome, metrics: Mapping[str, Any] | None, course: Course) -> dict[str, Any]:
         epsilon = None if self.desk is None else self.desk.epsilon()
         return records.round_record(
-            outcome, metrics, course.traffic, course.clock.seconds, course.site_seconds, epsilon
+            outcome, metrics, course.traffic, course.clock.seconds, course.site_seconds, epsilon, self.desk is not None
         )
