@@ -12,7 +12,7 @@ from medfl.privacy.accounting.rdp import RdpAccountant
 from medfl.privacy.channels.base import IntVector
 from medfl.privacy.grid import Grid
 from medfl.privacy.ledger.base import BudgetError, Charge, Ledger, Permit
-from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
+from medfl.privacy.mechanisms.base import Mechanism, NoisePlan, Release
 from medfl.privacy.noise import NoiseSource, draw, system
 from medfl.study.model import Study
 from medfl.update.wire import as_bytes
@@ -71,23 +71,8 @@ class NoiseDesk:
             self._permit = None
 
     def _charge(self, round_: int, alive: int | None) -> Charge:
-        plan = self.plan
-        return Charge(
-            study=self._study.name,
-            run=self._run,
-            round=round_,
-            release="model",
-            unit=plan.unit,
-            dataset=self._dataset,
-            mechanism=plan.kind,
-            event=self.mechanism.event(plan, alive),
-            clip=plan.clip,
-            sensitivity=plan.clip,
-            sites=len(plan.sites),
-            shares=float(plan.shares if alive is None else alive),
-            plan=plan.whole,
-            randomness=self._source.randomness,
-        )
+        release = Release(self._study.name, self._run, round_, self._dataset, self._source.randomness)
+        return self.mechanism.charge(self.plan, release, alive)
 
     def epsilon(self) -> float | None:
         """A valid epsilon so far, quickly: the exact one where everyone takes part, else by the plan's privacy loss

@@ -14,7 +14,7 @@ from medfl.errors import RunError
 from medfl.privacy.channels.base import RoundContext
 from medfl.privacy.grid import Grid
 from medfl.privacy.ledger.base import Charge, Ledger, Permit
-from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
+from medfl.privacy.mechanisms.base import Mechanism, NoisePlan, Release
 from medfl.privacy.mechanisms.patient import PatientSamplingConfig
 from medfl.privacy.noise import NoiseSource, draw, system
 from medfl.update.base import Payload
@@ -58,23 +58,8 @@ class Disclosure:
             self.ledger.charge(self._charge(context.round, len(survivors)), self.mechanism.config.budget)
 
     def _charge(self, round_: int, alive: int | None) -> Charge:
-        plan = self.plan
-        return Charge(
-            study=self.study,
-            run=self.run,
-            round=round_,
-            release="model",
-            unit=plan.unit,
-            dataset=self.dataset,
-            mechanism=plan.kind,
-            event=self.mechanism.event(plan, alive),
-            clip=plan.clip,
-            sensitivity=plan.clip,
-            sites=len(plan.sites),
-            shares=float(plan.shares if alive is None else alive),
-            plan=plan.whole,
-            randomness=self.source.randomness,
-        )
+        release = Release(self.study, self.run, round_, self.dataset, self.source.randomness)
+        return self.mechanism.charge(self.plan, release, alive)
 
     @property
     def sampling(self) -> PatientSamplingConfig:

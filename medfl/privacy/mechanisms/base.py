@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from medfl.errors import StudyError
 from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.privacy.accounting.base import Budget, GaussianEvent
-from medfl.privacy.accounting.calibrate import LOW_SIGNAL
-from medfl.privacy.ledger.base import Unit
+from medfl.privacy.accounting.calibrate import LOW_SIGNAL, signal_to_noise
+from medfl.privacy.ledger.base import Charge, Randomness, Unit
 from medfl.privacy.mechanisms.adaptive_clip import SplitNoise
 
 
@@ -86,14 +86,14 @@ class NoisePlan:
     sites: tuple[str, ...]
     parameters: int
     noise_multiplier: float
-    sampling_rate: float
-    steps: int
     rounds: int
     clip: float
-    denominator: float
-    shares: int
-    colluders: int
     signal_to_noise: float
+    sampling_rate: float = 1.0
+    steps: int = 1
+    denominator: float = 1.0
+    shares: int = 1
+    colluders: int = 0
     patients: Mapping[str, int] = field(default_factory=dict)
     cap: int = 0
     bit_noise: float = 0.0
@@ -114,6 +114,17 @@ class NoisePlan:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "NoisePlan":
         return cls(**{**value, "sites": tuple(value["sites"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Which release of which run, about whose data, as the owner of a ledger knows it."""
+
+    study: str
+    run: str
+    round: int
+    dataset: str
+    randomness: Randomness = "system"
 
 
 class Mechanism(Plugin[MechanismConfig], ABC):
@@ -139,6 +150,19 @@ class Mechanism(Plugin[MechanismConfig], ABC):
     def _plan(self, facts: Facts, noise_multiplier: float) -> NoisePlan:
         """The plan with this noise."""
 
+    def _common(self, facts: Facts, noise_multiplier: float, units: float) -> NoisePlan:
+        """What all plans say. units: sites or patients that may pull the same way in a step."""
+        return NoisePlan(
+            kind=self.config.kind,
+            unit=self.unit,
+            sites=tuple(sorted(facts.patients)),
+            parameters=facts.parameters,
+            noise_multiplier=noise_multiplier,
+            rounds=facts.rounds,
+            clip=self.config.clip,
+            signal_to_noise=signal_to_noise(units, noise_multiplier, facts.parameters),
+        )
+
     def _noise_multiplier(self, plan: NoisePlan) -> float:
         """As the study says, or the least that keeps all planned rounds within the budget."""
         if self.config.noise_multiplier is not None:
@@ -153,6 +177,25 @@ class Mechanism(Plugin[MechanismConfig], ABC):
     def event(self, plan: NoisePlan, alive: int | None = None) -> GaussianEvent:
         """What a round costs with `alive` sites in the sum, or as planned."""
         return GaussianEvent(plan.noise_multiplier, plan.sampling_rate, plan.steps)
+
+    def charge(self, plan: NoisePlan, release: Release, alive: int | None = None) -> Charge:
+        """What a ledger is to be charged for a round with `alive` sites in the sum, or as planned."""
+        return Charge(
+            study=release.study,
+            run=release.run,
+            round=release.round,
+            release="model",
+            unit=plan.unit,
+            dataset=release.dataset,
+            mechanism=plan.kind,
+            event=self.event(plan, alive),
+            clip=plan.clip,
+            sensitivity=plan.clip,
+            sites=len(plan.sites),
+            shares=float(plan.shares if alive is None else alive),
+            plan=plan.whole,
+            randomness=release.randomness,
+        )
 
     def not_covered(self) -> list[str]:
         """What leaves a site or the coordinator without noise."""

@@ -6,9 +6,9 @@ What leaves a site is private already and whatever is done with it costs nothing
 """
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
-from medfl.privacy.accounting.calibrate import signal_to_noise
 from medfl.privacy.ledger.base import Unit
 from medfl.privacy.mechanisms.base import Facts, Mechanism, NoisePlan
 from medfl.privacy.mechanisms.patient import PatientSamplingConfig
@@ -28,23 +28,12 @@ class LocalNoise(Mechanism):
     describes: ClassVar[str] = "discrete Gaussian noise of each site on each of its steps"
 
     def _plan(self, facts: Facts, noise_multiplier: float) -> NoisePlan:
-        sites = tuple(sorted(facts.patients))
         rate = self.config.sampling_rate
         public = self.config.public(facts)
-        return NoisePlan(
-            kind="local",
-            unit="patient",
-            sites=sites,
-            parameters=facts.parameters,
-            noise_multiplier=noise_multiplier,
+        return replace(
+            self._common(facts, noise_multiplier, rate * max(public.values())),
             sampling_rate=rate,
             steps=facts.epochs * math.ceil(1 / rate),
-            rounds=facts.rounds,
-            clip=self.config.clip,
-            denominator=1.0,
-            shares=1,
-            colluders=0,
-            signal_to_noise=signal_to_noise(rate * max(public.values()), noise_multiplier, facts.parameters),
             patients=public,
         )
 

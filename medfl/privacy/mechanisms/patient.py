@@ -8,13 +8,13 @@ sites knows its own c: it is charged with z * min(1, sqrt((alive - c) / (n - t))
 """
 
 import math
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from medfl.errors import StudyError
 from medfl.privacy.accounting.base import GaussianEvent
-from medfl.privacy.accounting.calibrate import signal_to_noise
 from medfl.privacy.ledger.base import Unit
 from medfl.privacy.mechanisms.base import Facts, Mechanism, MechanismConfig, NoisePlan
 
@@ -69,21 +69,13 @@ class PatientNoise(Mechanism):
                 "lower it, or take in more sites",
             )
         public = config.public(facts)
-        patients = sum(public.values())
-        return NoisePlan(
-            kind="patient",
-            unit="patient",
-            sites=sites,
-            parameters=facts.parameters,
-            noise_multiplier=noise_multiplier,
+        expected = config.sampling_rate * sum(public.values())
+        return replace(
+            self._common(facts, noise_multiplier, expected),
             sampling_rate=config.sampling_rate,
-            steps=1,
-            rounds=facts.rounds,
-            clip=config.clip,
-            denominator=config.sampling_rate * patients,
+            denominator=expected,
             shares=len(sites) - config.tolerated,
             colluders=config.colluders,
-            signal_to_noise=signal_to_noise(config.sampling_rate * patients, noise_multiplier, facts.parameters),
             patients=public,
         )
 

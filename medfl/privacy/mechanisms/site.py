@@ -6,12 +6,12 @@ The denominator is fixed and public: a refused or lost site counts as 0 while de
 the sensitivity to adding or removing a site is C. Sampling sites buys nothing: everybody can know who took part.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from medfl.errors import StudyError
-from medfl.privacy.accounting.calibrate import signal_to_noise
 from medfl.privacy.ledger.base import Unit
 from medfl.privacy.mechanisms.adaptive_clip import FEWEST_SITES, AdaptiveClipConfig, SplitNoise
 from medfl.privacy.mechanisms.base import Facts, Mechanism, MechanismConfig, NoisePlan
@@ -49,20 +49,10 @@ class SiteNoise(Mechanism):
                 f"with {len(sites)} sites the clip would mostly follow the noise; it takes {FEWEST_SITES}",
                 "leave it out and set privacy.clip, or set privacy.adaptive.forced: true",
             )
-        return NoisePlan(
-            kind="site",
-            unit="site",
-            sites=sites,
-            parameters=facts.parameters,
-            noise_multiplier=noise_multiplier,
-            sampling_rate=1.0,
-            steps=1,
-            rounds=facts.rounds,
-            clip=self.config.clip,
+        return replace(
+            self._common(facts, noise_multiplier, len(sites)),
             denominator=self.config.denominator or float(len(sites)),
             shares=len(sites),
-            colluders=0,
-            signal_to_noise=signal_to_noise(len(sites), noise_multiplier, facts.parameters),
             cap=self.config.cap or 0,
             bit_noise=0.0 if adaptive is None else SplitNoise.of(noise_multiplier, len(sites)).bit,
         )
