@@ -1,7 +1,7 @@
 """The noise that the real parts add is the noise that their ledgers charge, and each injected bug is found.
 
 Noise is the system's, so these tests are random: intervals that must hold the truth do so with 0.9999. They look at
-mechanisms with little noise, of which few calls tell much; tests/acceptance/test_privacy_audit.py makes the full number.
+mechanisms with little noise, of which few calls tell much; tests/acceptance/test_privacy_audit.py makes all calls.
 """
 
 from typing import Any
