@@ -11,6 +11,7 @@ dB above it (18.3), the same within 0.4 over several runs: noise and keys are fr
 """
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,10 @@ def played(folder: Path, sites: int, seed: int, channel: Any, settings: Mapping[
 @pytest.fixture(scope="module")
 def gains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """By what was read: dB by which the attack is above the mean image, in the mean over the images."""
-    pytest.importorskip("tenseal")
     seen: Vectors = []
     everything = OPEN | PROTECTED | WRONG
+    if find_spec("tenseal") is None:
+        everything = {name: how for name, how in everything.items() if how[1] != "he"}
     for reading, channel, settings in everything.values():
         tapped = played(tmp_path_factory.mktemp("run"), SITES, 2, channel, settings)
         seen += [np.asarray(vector, np.float32) for vector in reading(tapped)]
@@ -153,6 +155,8 @@ def test_the_attack_works_where_nothing_protects(reading: str, gains: dict[str, 
 
 @pytest.mark.parametrize("reading", PROTECTED)
 def test_no_image_is_reconstructed(reading: str, gains: dict[str, float]) -> None:
+    if PROTECTED[reading][1] == "he":
+        pytest.importorskip("tenseal")
     assert hidden(gains[reading])
 
 
