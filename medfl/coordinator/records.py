@@ -130,8 +130,10 @@ def seconds_total(records: Iterable[Mapping[str, Any]], extra: Mapping[str, floa
 
 _SEES = {
     "clear": "the coordinator sees each site's update",
-    "masks": "the coordinator sees the sum of the sites' updates and no single one",
-    "he": "the key holder and the coordinator see the sum of the sites' updates and no single one",
+    "masks": "the coordinator sees the sum of the sites' updates and no single one; that hides who sent what, and only "
+    "noise or many sites and patients hide what was sent",
+    "he": "the key holder and the coordinator see the sum of the sites' updates and no single one; that hides who sent "
+    "what, and only noise or many sites and patients hide what was sent",
 }
 
 
