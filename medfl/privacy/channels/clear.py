@@ -35,6 +35,7 @@ class ClearCoordinator(CoordinatorEnd):
         self._context = context
         self._added: list[str] = []
         self._sum: IntVector | None = None
+        self._opened = False
 
     def prepare(self, exchange: Exchange) -> tuple[str, ...]:
         return self._context.cohort
@@ -55,6 +56,9 @@ class ClearCoordinator(CoordinatorEnd):
         self._added.append(site)
 
     def open(self, exchange: Exchange, noise: IntVector | None = None) -> IntVector:
+        if self._opened:
+            raise RunError.at(f"round {self._context.round}", "its sum was opened already", "go on with the next round")
+        self._opened = True
         survivors = tuple(self._added)
         asked = {site: Message({**self._context.to_json(), "survivors": list(survivors)}) for site in survivors}
         silent = sorted(set(survivors) - exchange(_OPEN, asked).keys())
