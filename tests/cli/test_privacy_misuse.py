@@ -155,7 +155,6 @@ def test_a_study_without_epsilon_cannot_meet_a_ceiling(tiny: Any, capsys: Any) -
     assert "site east, policy: allows epsilon 4" in refused(tiny, capsys)
 
 
-@pytest.mark.xfail(strict=True, reason="sites open their ledgers before all have agreed, also inside the run folder")
 def test_a_refused_run_can_be_started_again_in_the_same_folder(tiny: Any, capsys: Any) -> None:
     private(tiny)
     make_site(tiny, "west", policy={"channels": ["masks"]})
@@ -163,7 +162,6 @@ def test_a_refused_run_can_be_started_again_in_the_same_folder(tiny: Any, capsys
     refused(tiny, capsys, *ledgers)
 
 
-@pytest.mark.xfail(strict=True, reason="only found out at the first evaluation, when a round was charged and released")
 def test_a_site_that_keeps_its_metrics_is_known_before_the_first_round(tiny: Any, capsys: Any) -> None:
     private(tiny)
     make_site(tiny, "south", policy={"metrics_may_leave": False})
@@ -183,7 +181,6 @@ def test_metrics_leave_listed_or_not_at_all(tiny: Any, tmp_path: Path) -> None:
     assert withheld["traffic"]["evaluation_up_bytes"] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="un-noised norms of single updates are in rounds.jsonl and not listed")
 def test_every_number_about_a_sites_update_is_listed(tiny: Any, tmp_path: Path) -> None:
     private(tiny)
     play(tiny, tmp_path / "run")
@@ -267,7 +264,6 @@ def model_of(run: Path) -> Any:
     return np.concatenate([array.ravel() for array in load_file(run / "model" / "model.safetensors").values()])
 
 
-@pytest.mark.xfail(strict=True, reason="the fault reads a grid payload with the study's codec and names neither")
 def test_a_simulated_fault_says_what_it_is(tiny: Any, tmp_path: Path) -> None:
     private(tiny)
     make_site(tiny, "south", fault={"kind": "nan"})
@@ -276,9 +272,6 @@ def test_a_simulated_fault_says_what_it_is(tiny: Any, tmp_path: Path) -> None:
     assert "site south, round 1" in record["failed"]["south"] and "not finite" in record["failed"]["south"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a round without noise shares is an InputError that ends the run, not a void round"
-)
 @pytest.mark.parametrize(("kind", "lost"), [("site", 4), ("patient", 3)])
 def test_a_round_that_loses_its_sites_is_void(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lost: int
@@ -297,7 +290,6 @@ def test_a_round_that_loses_its_sites_is_void(
     assert summary["rounds_completed"] == 2 and records[0]["void"] and not records[0]["moved"] and records[1]["moved"]
 
 
-@pytest.mark.xfail(strict=True, reason="an epsilon without bound is written as a number that JSON does not know")
 def test_next_to_no_noise_is_a_statement_or_a_refusal_but_no_crash(tiny: Any, tmp_path: Path) -> None:
     private(tiny, epsilon=None, noise_multiplier=0.01)
     try:

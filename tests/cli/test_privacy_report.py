@@ -194,3 +194,10 @@ def test_the_command_is_light_to_import() -> None:
     code = "import sys, medfl.cli.privacy; print(sorted({'torch', 'scipy', 'numpy', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert "Example: medfl privacy report" in runner.invoke(app, ["privacy", "report", "--help"]).stdout
+
+
+@pytest.mark.parametrize("name", ["patient", "site", "local"])
+def test_the_shipped_studies_are_right(name: str) -> None:
+    path = Path(__file__).parents[2] / "configs" / "private" / f"pneumonia_{name}.yaml"
+    found = runner.invoke(app, ["study", "check", str(path), "--json"])
+    assert found.exit_code == 0 and json.loads(found.stdout)["privacy"]["kind"] == name
