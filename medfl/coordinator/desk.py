@@ -3,6 +3,10 @@
 import hashlib
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from medfl.coordinator.records import number
 from medfl.errors import RunError
 from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.privacy.accounting.bounds import bounds, off_plan
@@ -11,7 +15,8 @@ from medfl.privacy.accounting.pld import CALIBRATION, PldAccountant
 from medfl.privacy.accounting.rdp import RdpAccountant
 from medfl.privacy.channels.base import IntVector
 from medfl.privacy.grid import Grid
-from medfl.privacy.ledger.base import BudgetError, Charge, Ledger, Permit
+from medfl.privacy.ledger.base import BudgetError, Charge, Permit
+from medfl.privacy.ledger.chained import ChainedLedger
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan, Release
 from medfl.privacy.noise import NoiseSource, draw, system
 from medfl.study.model import Study
@@ -27,7 +32,7 @@ class NoiseDesk:
         run: str,
         mechanism: Mechanism,
         plan: NoisePlan,
-        ledger: Ledger,
+        ledger: ChainedLedger,
         dataset: str,
         source: NoiseSource = system,
     ) -> None:
@@ -64,11 +69,22 @@ class NoiseDesk:
             return SiteFailure(reply.site, reply.round, str(error))
         return reply
 
-    def done(self, total: IntVector) -> None:
+    @property
+    def entry(self) -> str:
+        """The ledger's entry of the release that is under way."""
+        return "" if self._permit is None else self._permit.entry
+
+    def done(self, total: npt.NDArray[np.signedinteger[Any]]) -> None:
         """Note in the ledger that the noisy sum is persisted."""
         if self._permit is not None:
             self.ledger.done(self._permit, hashlib.sha256(as_bytes(total)).hexdigest())
             self._permit = None
+
+    def done_before(self, entry: str, total: npt.NDArray[np.signedinteger[Any]]) -> None:
+        """Note a persisted sum of a process that may have died before it could."""
+        if entry and entry not in dict(self.ledger.releases(self._run)):
+            self._permit = self.ledger.recall(entry)
+            self.done(total)
 
     def _charge(self, round_: int, alive: int | None) -> Charge:
         release = Release(self._study.name, self._run, round_, self._dataset, self._source.randomness)
@@ -92,7 +108,7 @@ class NoiseDesk:
         return [
             {
                 "accountant": bound.accountant,
-                "epsilon": bound.epsilon,
+                "epsilon": None if bound.epsilon is None else number(bound.epsilon),
                 "valid": bound.valid,
                 "why": bound.why,
                 "tightest": bound.tightest,

@@ -77,8 +77,8 @@ class Rounds:
 
     def play(self, cases: Mapping[str, int], course: Course) -> RoundOutcome:
         """The next round, or the rest of one whose sum was opened already; the federation has then moved."""
-        kept = self.journal.release()
-        if kept is not None and kept[0]["outcome"]["plan"]["round"] == self.federation.round + 1:
+        kept = self._kept()
+        if kept is not None:
             return self._finish(*kept, course)
         with course.clock.phase("plan"):
             plan = self.federation.plan(cases)
@@ -96,6 +96,16 @@ class Rounds:
             if sum_ is None:
                 return self._close(round_)
             return self._open(sum_, round_.outcome, course)
+
+    def refusal(self) -> str:
+        """Why the next round may not be made; "" when it may, or was paid for already."""
+        return "" if self.desk is None or self._kept() else self.desk.refusal(self.federation.round + 1)
+
+    def _kept(self) -> tuple[dict[str, Any], Any] | None:
+        """The next round's sum, if it was opened already."""
+        kept = self.journal.release()
+        ours = kept is not None and kept[0]["outcome"]["plan"]["round"] == self.federation.round + 1
+        return kept if ours else None
 
     def _sum(self, plan: RoundPlan) -> RoundSum | None:
         how = self.federation.parts.summation
@@ -161,7 +171,10 @@ class Rounds:
     def _open(self, sum_: RoundSum, outcome: RoundOutcome, course: Course) -> RoundOutcome:
         """Charge, draw the noise, open the sum, persist it, and only then go on."""
         alive, noise = len(sum_.weights), None
+        # a site that was refused has answered: whether a round is released must not hang on that
+        answered = sum(not mine.failure for mine in outcome.sites.values())
         try:
+            sum_.check(answered)
             if self.desk is not None:
                 noise = self.desk.release(outcome.plan.round, alive, sum_.codec.grid, sum_.context.size)
             total = sum_.total(lambda stage, messages: self._exchange(stage, messages, course), noise)
@@ -172,6 +185,7 @@ class Rounds:
         about = {
             "outcome": outcome.to_json(),
             "denominator": sum_.denominator,
+            "entry": "" if self.desk is None else self.desk.entry,
             "traffic": course.traffic,
             "site_seconds": course.site_seconds,
         }
@@ -185,6 +199,8 @@ class Rounds:
         course.traffic = dict(about["traffic"])
         course.site_seconds = dict(about["site_seconds"])
         outcome = RoundOutcome.from_json(about["outcome"])
+        if self.desk is not None:
+            self.desk.done_before(about["entry"], total)
         self.observer.round_started(outcome.plan)
         return self._step(outcome, total, about["denominator"])
 

@@ -148,6 +148,7 @@ class Runner:
 
     def _begin(self, run: str, noise: NoisePlan | None) -> None:
         """Tell the sites about the run, and compare ledgers: RunError when one was put back to an older copy."""
+        self._transport.admit()
         roster = {info.name: info.identity for info in self._opened.sites}
         mechanism = build_mechanism(self.study)
         if noise is None or mechanism is None:
@@ -195,7 +196,7 @@ class Runner:
         try:
             reason = stopped_by(self.study.stop, self._task.primary, done)
             while reason is None:
-                if self._desk is not None and (refusal := self._desk.refusal(len(done) + 1)):
+                if refusal := self._rounds.refusal():
                     self._journal.note(len(done) + 1, "budget", {"reason": refusal})
                     reason = "budget"
                     break

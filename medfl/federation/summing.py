@@ -128,15 +128,19 @@ class RoundSum:
         self.end.add(site, payload)
         self.weights[site] = factor * weight_of(cases, self.cap)
 
-    def total(self, exchange: Exchange, noise: IntVector | None) -> IntVector:
-        """Open the sum, once. RunError when too few sites are in it, or too few help."""
-        gradients = self.how.gradients and self.how.noise is not None
-        if gradients and len(self.weights) < self.context.minimum:
+    def check(self, answered: int) -> None:
+        """Before anything is charged: RunError when so many answers are not enough to open a sum at all."""
+        shares = self.context.minimum if self.how.gradients else 1
+        there = len(self.weights) if self.how.gradients else answered
+        if there < shares:
             raise RunError.at(
                 f"round {self.context.round}",
-                f"{len(self.weights)} sites sent their share of the noise, {self.context.minimum} are needed",
-                "the sum stays closed; raise privacy.tolerated, or see why sites are missing",
+                f"{there} sites are in the sum, {shares} are needed",
+                "it stays closed; see why sites are missing, or raise privacy.tolerated",
             )
+
+    def total(self, exchange: Exchange, noise: IntVector | None) -> IntVector:
+        """Open the sum, once. RunError when too few sites are in it, or too few help."""
         return self.end.open(exchange, noise)
 
     @property

@@ -56,9 +56,13 @@ class Transport(ABC):
         """The freshly initialised network's vector, from the study's seed."""
 
     @abstractmethod
+    def admit(self) -> None:
+        """Ask every site whether its policy allows the study, before anything is written anywhere; InputError with the
+        reasons of all that will not take part."""
+
+    @abstractmethod
     def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
-        """Tell every site about the run; the heads of the ledgers of those that have one. InputError with the reasons
-        of all sites that will not take part."""
+        """Tell every site about the run; the heads of the ledgers of those that have one."""
 
     @abstractmethod
     def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:

@@ -36,13 +36,11 @@ class SiteDoor:
         return self._identity.public.hex()
 
     def begin(self, beginning: Beginning, data: SiteData) -> LedgerHeads | None:
-        """Take up a run; the heads of the site's ledger, if the run needs it. StudyError with everything that the
-        site's policy does not allow; RunError when a ledger was put back to an older copy."""
+        """Take up a run that the policy allows; the heads of the site's ledger, if the run needs it. RunError when a
+        ledger was put back to an older copy."""
         study = self._inputs.study
         channel: Channel = build_channel(study)
         trains = "train" in data.splits and self.name not in study.evaluation.unseen
-        if trains:
-            self._check_policy()
         if beginning.noise is not None and trains:
             plan = NoisePlan.from_json(beginning.noise)
             mechanism = build_mechanism(study)
@@ -65,10 +63,20 @@ class SiteDoor:
         if self.disclosure is not None and order.ledger:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
 
-    def _check_policy(self) -> None:
+    def refusals(self, data: SiteData) -> Faults:
+        """Everything in the study that the site's policy does not allow."""
         study, policy, faults = self._inputs.study, self._policy, Faults()
-        where = f"site {self.name}, policy"
+        where, unseen = f"site {self.name}, policy", self.name in study.evaluation.unseen
         mechanism = study.privacy
+        told = mechanism is None or mechanism.site_metrics == "listed" or unseen
+        if told and not policy.metrics_may_leave and data.splits.keys() & {"val", "test"}:
+            faults.add(
+                where,
+                "keeps the model's metrics on its images in the house",
+                "set privacy.site_metrics: withheld, or policy.metrics_may_leave",
+            )
+        if unseen or "train" not in data.splits:
+            return faults
         unit = None if mechanism is None else next(t[5:] for t in mechanism.traits() if t.startswith("unit-"))
         if policy.units is not None and unit not in policy.units:
             found = "the study has no differential privacy" if unit is None else f"the study protects the unit {unit}"
@@ -79,11 +87,10 @@ class SiteDoor:
                 f"the study's channel is {study.update.channel.kind}, the site asks for {' or '.join(policy.channels)}",
                 "change update.channel",
             )
-        epsilon = None if mechanism is None else mechanism.epsilon
-        ceiling = policy.max_epsilon
+        epsilon, ceiling = None if mechanism is None else mechanism.epsilon, policy.max_epsilon
         if ceiling is not None and mechanism is not None and (epsilon is None or epsilon > ceiling):
             faults.add(where, f"allows epsilon {ceiling:g}, the study asks for {epsilon}", "lower privacy.epsilon")
-        faults.raise_if_any(StudyError)
+        return faults
 
     def _open_ledger(self, folder: Path) -> FileLedger:
         ceiling: dict[Unit, Budget] = {}

@@ -59,20 +59,25 @@ class SiteHost:
     def initial_model(self) -> tuple[FloatVector, Layout]:
         return initial_vector(self._executor.parts.task, self._inputs.study.seed)
 
+    def admit(self) -> None:
+        """InputError with the reasons of all sites whose policy does not allow the study."""
+        faults = Faults()
+        for name, door in self._doors.items():
+            faults.extend(door.refusals(self._data[name]))
+        faults.raise_if_any(InputError)
+
     def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
-        """Let every site take up the run; the heads of their ledgers. The error has the reasons of all that refuse."""
-        heads, refused, failed = dict[str, LedgerHeads](), Faults(), Faults()
+        """Let every site take up the run; the heads of their ledgers. RunError names every ledger that is older than it
+        was."""
+        heads, faults = dict[str, LedgerHeads](), Faults()
         for name, door in self._doors.items():
             try:
                 found = door.begin(beginning, self._data[name])
-            except InputError as error:
-                refused.extend(error.faults)
-            except MedflError as error:
-                failed.extend(error.faults)
+            except RunError as error:
+                faults.extend(error.faults)
             else:
                 heads |= {} if found is None else {name: found}
-        refused.raise_if_any(InputError)
-        failed.raise_if_any(RunError)
+        faults.raise_if_any(RunError)
         return heads
 
     def answer(self, site: str, stage: str, message: Message) -> Message | None:
@@ -102,7 +107,9 @@ class SiteHost:
             tamper = tampering(fault, order.round) if fault else None
             reply = door.seal(self._executor.train(data, order, vector, state, step_done, door.disclosure, tamper))
         except MedflError as error:
-            return SiteFailure(order.site, order.round, str(error)), self._states[order.site]
+            where, what = f"site {order.site}", str(error)
+            what = what if where in what else f"{where}, round {order.round}: {what}"
+            return SiteFailure(order.site, order.round, what), self._states[order.site]
         except (OSError, MemoryError, RuntimeError) as error:
             # a full disk or an accelerator out of memory; torch raises RuntimeError for the latter
             logging.getLogger(__name__).exception("site %s, round %d", order.site, order.round)

@@ -30,6 +30,9 @@ class InProcess(Transport):
     def initial_model(self) -> tuple[FloatVector, Layout]:
         return self._host.initial_model()
 
+    def admit(self) -> None:
+        self._host.admit()
+
     def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
         return self._host.begin(beginning)
 

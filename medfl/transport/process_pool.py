@@ -59,16 +59,21 @@ class ProcessPool(Transport):
         header, arrays = unpack_arrays(message)
         return arrays["model"].copy(), Layout.from_json(header["layout"])
 
-    def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
-        faults, heads = Faults(), dict[str, LedgerHeads]()
-        for worker in self._workers:
-            worker.send(parts({"do": "begin", **asdict(beginning)}))
-        for worker in self._workers:
-            header, _ = worker.receive()
+    def admit(self) -> None:
+        faults = Faults()
+        for header in self._all({"do": "admit"}):
             faults.extend(Fault(*fault) for fault in header.get("faults", ()))
-            heads |= {site: LedgerHeads(**found) for site, found in header.get("heads", {}).items()}
         faults.raise_if_any(InputError)
-        return heads
+
+    def begin(self, beginning: Beginning) -> dict[str, LedgerHeads]:
+        answers = self._all({"do": "begin", **asdict(beginning)})
+        return {site: LedgerHeads(**found) for answer in answers for site, found in answer["heads"].items()}
+
+    def _all(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """The answers of all workers, which work at the same time."""
+        for worker in self._workers:
+            worker.send(parts(message))
+        return [worker.receive()[0] for worker in self._workers]
 
     def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
         jobs = {}

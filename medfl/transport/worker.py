@@ -49,6 +49,7 @@ class _Loop:
             "train": self._train,
             "evaluate": self._evaluate,
             "restore": self._restore,
+            "admit": self._admit,
             "begin": self._begin,
             "exchange": self._exchange,
         }
@@ -81,11 +82,15 @@ class _Loop:
         statistics = self._host.evaluate(header["site"], header["split"], model)
         return parts({"answer": "statistics"}, [encode_statistics(statistics)])
 
-    def _begin(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
+    def _admit(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
         try:
-            heads = self._host.begin(Beginning(**header))
+            self._host.admit()
         except InputError as error:
             return parts({"answer": "refused", "faults": _error(error)["faults"]})
+        return parts({"answer": "admitted"})
+
+    def _begin(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:
+        heads = self._host.begin(Beginning(**header))
         return parts({"answer": "begun", "heads": {site: asdict(found) for site, found in heads.items()}})
 
     def _exchange(self, header: dict[str, Any], buffers: list[memoryview]) -> list[Buffer]:

@@ -75,10 +75,9 @@ def finish(run: Path, ledgers: Path, deaths: int, rounds: int) -> dict[str, Any]
     return summary
 
 
-STUCK = "sites that paid for a lost round refuse the last one, and a round without sites ends the run every time"
 CRASHES = [
     (Journal, "note", 2, True),
-    pytest.param((NoiseDesk, "release", 2, False), marks=pytest.mark.xfail(strict=True, reason=STUCK)),
+    (NoiseDesk, "release", 2, False),
     (NoiseDesk, "release", 2, True),
     (Journal, "keep_release", 2, False),
     (Journal, "keep_release", 2, True),
@@ -126,7 +125,6 @@ def test_a_coordinator_that_forgets_what_it_opened_is_found_out(
         finish(tmp_path / "run", tmp_path / "ledgers", 1, 3)
 
 
-@pytest.mark.xfail(strict=True, reason="the budget is asked about the round that was charged and opened already")
 @pytest.mark.parametrize("mode", MODES)
 def test_the_last_round_that_the_budget_pays_for_survives_a_death(tiny: Any, tmp_path: Path, mode: str) -> None:
     make_private(tiny, *MODES[mode], 2)
@@ -136,7 +134,6 @@ def test_the_last_round_that_the_budget_pays_for_survives_a_death(tiny: Any, tmp
     assert (summary["rounds_completed"], summary["stopped_by"]) == (2, "rounds")
 
 
-@pytest.mark.xfail(strict=True, reason="a resumed run does not note the release that it found persisted")
 def test_a_release_is_noted_although_the_process_died_before(tiny: Any, tmp_path: Path) -> None:
     make_private(tiny, SITE, "clear", 3)
     with crash(NoiseDesk, "done", 2):

@@ -109,7 +109,7 @@ class NoisePlan:
         return GaussianEvent(self.noise_multiplier, self.sampling_rate, self.steps * self.rounds)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "sites": list(self.sites)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "NoisePlan":
