@@ -36,6 +36,7 @@ from typer.testing import CliRunner
 from medfl.cli.main import app
 from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.journal import Journal
+from medfl.errors import RunError
 
 # everybody in every step: the closed form is the accountant, which is quick
 MODES = {"site": (SITE, "clear"), "patient": ({**PATIENT, "sampling_rate": 1}, "masks")}
@@ -259,3 +260,16 @@ def test_a_site_whose_ceiling_is_spent_takes_part_no_more(tiny: Any, tmp_path: P
     failed = [json.loads(line)["failed"] for line in (tmp_path / "two" / "rounds.jsonl").read_text().splitlines()]
     assert all(set(each) == {"east"} for each in failed) and again["rounds_completed"] == 2
     assert np.isclose(site_ledger(tmp_path / "ledgers" / "east.ledger")["groups"][0]["epsilon"], 7.9999, atol=1e-3)
+
+
+@pytest.mark.parametrize("party", ["east", "coordinator"])
+def test_a_ledger_that_was_put_back_stops_the_next_run(tiny: Any, tmp_path: Path, party: str) -> None:
+    make_private(tiny, SITE, "clear", 1)
+    play(tiny, tmp_path / "one")
+    path = tmp_path / "ledgers" / f"{party}.ledger"
+    before = path.read_bytes()
+    play(tiny, tmp_path / "two")
+    path.write_bytes(before)
+    with pytest.raises(RunError, match=r"older copy"):
+        play(tiny, tmp_path / "three")
+    assert not (tmp_path / "three" / "summary.json").exists() and path.read_bytes() == before
