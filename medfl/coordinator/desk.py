@@ -13,7 +13,7 @@ from medfl.privacy.accounting.bounds import bounds, off_plan
 from medfl.privacy.accounting.gaussian import GaussianAccountant
 from medfl.privacy.accounting.pld import CALIBRATION, PldAccountant
 from medfl.privacy.accounting.rdp import RdpAccountant
-from medfl.privacy.channels.base import IntVector
+from medfl.privacy.channels.base import PART, Exchange, IntVector, Message
 from medfl.privacy.grid import Grid
 from medfl.privacy.ledger.base import BudgetError, Charge, Permit
 from medfl.privacy.ledger.chained import ChainedLedger
@@ -68,6 +68,13 @@ class NoiseDesk:
         except RunError as error:
             return SiteFailure(reply.site, reply.round, str(error))
         return reply
+
+    def part(self, exchange: Exchange) -> None:
+        """At the end of a run: every site keeps the head of this ledger, and this one theirs."""
+        for site, answer in exchange(
+            PART, {site: Message({"head": self.ledger.head}) for site in self.plan.sites}
+        ).items():
+            self.ledger.witness(site, str(answer.header.get("head")))
 
     @property
     def entry(self) -> str:

@@ -276,6 +276,8 @@ class Runner:
         with clock.phase("final_evaluation"):
             split = "test" if self._opened.holding("test") else "val"
             metrics = self._evaluate(split, traffic)
+        if self._desk is not None:
+            self._desk.part(self._transport.exchange)
         save_model(self.out / "model", self._layout, self._federation.model, self.study)
         summary = {
             "study": self.study.name,

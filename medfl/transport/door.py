@@ -8,7 +8,7 @@ from medfl.errors import Faults, RunError, StudyError
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, LedgerHeads, TrainOrder, TrainReply
 from medfl.privacy.accounting.base import Budget
-from medfl.privacy.channels.base import Channel, Message, RoundContext, SiteEnd
+from medfl.privacy.channels.base import PART, Channel, Message, RoundContext, SiteEnd
 from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.base import Ledger, Unit
 from medfl.privacy.ledger.file import FileLedger
@@ -105,6 +105,9 @@ class SiteDoor:
             self.disclosure.guard(context, survivors)
 
     def answer(self, stage: str, message: Message) -> Message:
+        if stage == PART and self.disclosure is not None:
+            self.disclosure.ledger.witness(_COORDINATOR, str(message.header.get("head")))
+            return Message({"head": self.disclosure.ledger.head})
         return self._channel().answer(stage, message)
 
     def seal(self, reply: TrainReply) -> TrainReply:

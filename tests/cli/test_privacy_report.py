@@ -203,7 +203,6 @@ def test_the_shipped_studies_are_right(name: str) -> None:
     assert found.exit_code == 0 and json.loads(found.stdout)["privacy"]["kind"] == name
 
 
-@pytest.mark.xfail(strict=True, reason="mode patient promises the same coalitions under shared HE keys as under masks")
 def test_the_statement_promises_no_coalition_under_shared_keys(runs: dict[str, Path]) -> None:
     trust = json.loads((runs["he"] / "summary.json").read_text())["privacy"]["trust"]
     assert "coalition" not in trust["holds against"]

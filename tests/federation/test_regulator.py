@@ -54,7 +54,9 @@ def test_finite(bad: float) -> None:
     assert "not finite" in verdict.reason
 
 
-@pytest.mark.parametrize("kind", ["finite", "norm_limit", "norm_history", "validation", "validation_median", "median_distance"])
+@pytest.mark.parametrize(
+    "kind", ["finite", "norm_limit", "norm_history", "validation", "validation_median", "median_distance"]
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_no_rule_alone_admits_values_that_are_not_finite(kind: str, bad: float) -> None:
     broken = good()

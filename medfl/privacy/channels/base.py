@@ -33,6 +33,10 @@ MINIMUM_SITES = 3
 """A sum of fewer is never opened: two sites could each subtract their own update."""
 
 
+PART = "ledger.part"
+"""The stage at the end of a run, of no channel: the heads of the ledgers change hands."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One step of a channel's protocol: a JSON-able header and raw buffers."""

@@ -91,6 +91,8 @@ class PatientNoise(Mechanism):
             "he": "nobody; the key holder sees the sum with all shares of the noise",
         }
         against = "everyone, and coalitions of the coordinator with up to `colluders` sites"
+        if channel == "he":
+            against = "everyone by himself; not against the coordinator together with a party that has the round's key"
         if channel == "clear":
             against = "sites and everyone who gets the model; not against the coordinator, who sees single sites' sums"
         return {

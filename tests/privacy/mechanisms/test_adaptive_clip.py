@@ -45,7 +45,9 @@ def test_update_and_bit_together_cost_what_is_charged(noise: float, sites: int) 
 
 
 def mechanism(**settings: object) -> Mechanism:
-    config = SiteNoiseConfig.model_validate({"delta": 1e-3, "noise_multiplier": 2, "accept_low_utility": True, **settings})
+    config = SiteNoiseConfig.model_validate(
+        {"delta": 1e-3, "noise_multiplier": 2, "accept_low_utility": True, **settings}
+    )
     made: Mechanism = MECHANISMS.build(config)
     return made
 
