@@ -140,6 +140,9 @@ def _inputs(
     read = load_study(study, [*short, *overrides])
     folder = sites or _site_folder(study)
     needed = data is None and read.data.source.kind == "synthetic"
+    if folder and not needed and not sites:
+        note = f"the site files in {folder} are not read with images from elsewhere: their policies need --sites"
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     inputs = RunInputs(
         study=read,
         sites=tuple(load_sites(folder)) if folder and (needed or sites) else (),
@@ -157,7 +160,8 @@ def _inputs(
 def _ledgers(given: Path | None, inputs: "RunInputs", run: Path) -> Path:
     """Where the ledgers lie: what was spent on patients stays spent, and synthetic patients have nothing to lose."""
     source = inputs.study.data.source.kind
-    if given is None and inputs.data is None and source == "synthetic":
+    own = any(site.data is not None for site in inputs.sites)
+    if given is None and inputs.data is None and source == "synthetic" and not own:
         return run / "ledgers"
     named = os.environ.get("MEDFL_LEDGERS")
     return given or (Path(named) if named else Path.home() / ".local" / "share" / "medfl" / "ledgers")

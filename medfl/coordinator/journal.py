@@ -182,13 +182,17 @@ class Journal:
             plain = self.fact("state")
         except KeyError:
             return None
+        return plain, self.arrays()
+
+    def arrays(self) -> Arrays:
+        """All kept arrays by name, also those that were kept before the first commit."""
         with self._transaction() as connection:
             rows = connection.execute(select(_arrays).order_by(_arrays.c.name, _arrays.c.chunk)).all()
         pieces: dict[str, list[Any]] = {}
         for row in rows:
             pieces.setdefault(row.name, []).append(row)
         pieces.pop(_RELEASE, None)
-        return plain, {name: _read(name, chunks) for name, chunks in pieces.items()}
+        return {name: _read(name, chunks) for name, chunks in pieces.items()}
 
     def rounds(self) -> Iterator[dict[str, Any]]:
         """The records of all committed rounds, in order."""

@@ -2,7 +2,9 @@
 screens."""
 
 import json
+import math
 import secrets
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from medfl.coordinator.journal import Arrays, Journal
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.rounds import Clock, Course, Rounds
 from medfl.coordinator.stopping import stopped_by
-from medfl.errors import Faults, InputError, RunError, StudyError
+from medfl.errors import Faults, InputError, MedflError, RunError, StudyError
 from medfl.federation.round import Federation
 from medfl.learning.messages import Beginning, SiteInfo
 from medfl.learning.randomness import generator
@@ -100,7 +102,13 @@ class Runner:
         model, self._layout = self._transport.initial_model()
         run = secrets.token_hex(16)
         noise = self._plan_noise(model.size)
-        self._begin(run, noise)
+        try:
+            self._begin(run, noise)
+        except MedflError:
+            if self.inputs.ledgers.resolve().is_relative_to(self.out.resolve()):
+                # the folder was empty, and nothing was charged yet: these ledgers are new
+                shutil.rmtree(self.inputs.ledgers, ignore_errors=True)
+            raise
         self.out.mkdir(parents=True, exist_ok=True)
         facts = {
             "run": run,
@@ -136,11 +144,20 @@ class Runner:
                 "update off the sum",
                 f"take in {MINIMUM_SITES} sites or more, or use channel: clear",
             )
+        holder = getattr(self.study.update.channel, "key_holder", None)
+        if holder is not None and holder not in training:
+            faults.add(
+                "update.channel.key_holder", f"{holder!r} is no training site", f"use one of: {', '.join(training)}"
+            )
         try:
             noise = build_noise_plan(self.study, training, parameters)
             summation = build_summation(self.study, noise)
-            if summation is not None:
-                summation.grid(len(training))
+            if summation is not None and summation.grid(len(training)).bound <= math.sqrt(parameters):
+                faults.add(
+                    "privacy" if noise else "update.clip",
+                    f"{parameters} parameters do not fit the grid that {len(training)} sites and the noise leave",
+                    "train fewer parameters, or use fewer sites or less noise",
+                )
         except StudyError as error:
             faults.extend(error.faults)
         faults.raise_if_any(StudyError)
@@ -182,7 +199,7 @@ class Runner:
         if kept is None:
             if self._initial is not None:
                 self._federation.model[:] = self._initial
-            return {}
+            return self._journal.arrays()
         plain, arrays = kept
         self._federation.restore(plain, {name: array for name, array in arrays.items() if "/" not in name})
         return arrays

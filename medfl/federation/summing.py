@@ -141,7 +141,14 @@ class RoundSum:
 
     def total(self, exchange: Exchange, noise: IntVector | None) -> IntVector:
         """Open the sum, once. RunError when too few sites are in it, or too few help."""
-        return self.end.open(exchange, noise)
+        total = self.end.open(exchange, noise)
+        if total.size and max(int(total.max()), -int(total.min())) > self.context.limit:
+            raise RunError.at(
+                f"round {self.context.round}",
+                f"the sum passes {self.context.limit} units: a site sent more than its clip allows",
+                "nothing of it is used; see what the sites send",
+            )
+        return total
 
     @property
     def denominator(self) -> float:

@@ -76,6 +76,12 @@ class Disclosure:
     def share(self, total: FloatVector, grid: Grid, permit: Permit) -> npt.NDArray[np.int32]:
         """The site's sum of clipped gradients [size] with its share of the noise, in units of `grid`, on which every
         patient's contribution lies already."""
+        if grid.clip != self.plan.clip:
+            raise RunError.at(
+                f"site {self.site}",
+                f"was told a clip of {grid.clip:g}, the plan that it is charged for has {self.plan.clip:g}",
+                "nothing was sent: the noise would not be what was charged",
+            )
         whole = self.plan.noise_multiplier * math.sqrt(len(self.plan.sites) / self.plan.shares)
         values = grid.quantise(total, grid.share(len(self.plan.sites), whole))
         sigma = self.plan.noise_multiplier * grid.bound / math.sqrt(self.plan.shares)

@@ -208,10 +208,10 @@ class SiteExecutor:
         tamper: Tamper | None,
     ) -> tuple[int, Payload | None]:
         """Steps and payload of a round under patient-level privacy. The charge comes before the patients are drawn."""
-        permit = disclosure.permit(order.round)
         plan = disclosure.plan
         context = self._begin(order, model, state, plan.steps)
         private = self._private_sgd(samples, disclosure)
+        permit = disclosure.permit(order.round)
         if plan.kind == "patient":
             grid = Grid(order.values[CLIP], int(order.values[BOUND]))
             total = private.share(self.network, self._rng("views", order), grid.step)

@@ -99,9 +99,13 @@ def build_noise_plan(study: Study, cases: Mapping[str, int], parameters: int) ->
     mechanism = build_mechanism(study)
     if mechanism is None:
         return None
+    return mechanism.plan(Facts(cases, parameters, study.stop.rounds, planned_epochs(study)))
+
+
+def planned_epochs(study: Study) -> int:
+    """Local epochs of a round where they do not move, as far as noise is calibrated for them."""
     epochs = study.local.epochs
-    local = int(epochs.value) if isinstance(epochs, ConstantConfig) else 1
-    return mechanism.plan(Facts(cases, parameters, study.stop.rounds, local))
+    return int(epochs.value) if isinstance(epochs, ConstantConfig) else 1
 
 
 def build_values(study: Study) -> dict[str, Hyperparameter]:

@@ -31,6 +31,8 @@ from medfl.update.submodels.base import SUBMODELS
 Chosen = SerializeAsAny[PluginConfig]
 POOLED = "pooled"
 """The site of the centralised baseline."""
+COORDINATOR = "coordinator"
+"""The party that no site may be named as: ledgers are kept by name."""
 
 
 class Section(BaseModel):
@@ -184,11 +186,22 @@ class Policy(Section):
         None, description="take part only under differential privacy of one of these units; null asks for none"
     )
     max_epsilon: float | None = Field(
-        None, gt=0, description="ceiling over all studies on the same patients, kept by the site's own ledger"
+        None,
+        gt=0,
+        description="ceiling for each unit over all studies on the same patients, kept by the site's own ledger; a "
+        "study without a bound is refused",
     )
-    max_delta: float | None = Field(None, gt=0, lt=1, description="null: the study's delta")
+    max_delta: float | None = Field(
+        None, gt=0, lt=1, description="largest delta of a study; null: one over the number of training cases"
+    )
     channels: tuple[str, ...] | None = Field(None, description="channels that updates may leave by; null allows all")
     metrics_may_leave: bool = Field(True, description="whether the model's metrics on the site's images may leave")
+
+    @property
+    def restricts(self) -> bool:
+        """Whether the policy asks for anything of how updates and metrics leave."""
+        asked = (self.units, self.max_epsilon, self.channels)
+        return any(value is not None for value in asked) or not self.metrics_may_leave
 
 
 class Site(Section):
@@ -197,8 +210,8 @@ class Site(Section):
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, name: str) -> str:
-        if name == POOLED:
-            raise ValueError(f"{POOLED!r} is the name of the pooled baseline; give the site another")
+        if name in (POOLED, COORDINATOR):
+            raise ValueError(f"{name!r} has a meaning of its own; give the site another name")
         return name
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)

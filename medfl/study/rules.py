@@ -55,6 +55,12 @@ RULES = (
         "use the rules finite, norm_limit, norm_history or validation",
     ),
     Rule(
+        "dp-clip",
+        frozenset({"privacy:sums", "update:own-clip"}),
+        "under privacy the clip is privacy.clip, which the noise follows",
+        "leave update.clip out",
+    ),
+    Rule(
         "dp-compares",
         frozenset({"privacy:on", "regulator:compares-sites"}),
         "one site could decide whether others enter, which multiplies what it can change (and so epsilon)",
@@ -238,6 +244,8 @@ def _of_privacy(study: Study) -> Iterator[str]:
         yield from (f"privacy:{trait}" for trait in mechanism.traits())
         sums = sums or "sums" in mechanism.traits()
     yield "update:sums" if sums else "update:unbounded"
+    if study.update.clip is not None:
+        yield "update:own-clip"
     if study.update.codec_up.kind != "fp32":
         yield "codec_up:other"
     if study.update.memory.kind != "none":

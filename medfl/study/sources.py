@@ -13,7 +13,7 @@ from medfl.data.partition.base import COMMON, PARTITIONS
 from medfl.data.plans.base import PLANS
 from medfl.data.split import assign_splits
 from medfl.errors import DataError, Faults, StudyError
-from medfl.study.model import POOLED, Site, Study
+from medfl.study.model import COORDINATOR, POOLED, Site, Study
 
 
 class RunInputs(BaseModel):
@@ -227,10 +227,15 @@ def _check_sites(inputs: RunInputs, found: Mapping[str, Sequence[Case]]) -> None
         faults.add("evaluation.public", f"names {public!r}, which has no validation images", "split its images anew")
     if inputs.only in evaluation.unseen:
         faults.add("--only", f"names {inputs.only!r}, which evaluation.unseen keeps from training", "name another site")
+    if inputs.pooled and inputs.study.privacy is not None:
+        faults.add("--pooled", "has no sites, so what privacy says of sites means nothing", "drop it, or privacy")
+    strict = [site.name for site in inputs.sites if inputs.pooled and site.policy.restricts]
+    if strict:
+        faults.add("--pooled", f"would pass by the policies of {', '.join(strict)}", "drop it, or ask these sites")
     if inputs.only and inputs.pooled:
         faults.add("--only, --pooled", "are two different baselines", "give one of them")
     for name in sorted(found):
-        if name == POOLED or "/" in name:
+        if name in (POOLED, COORDINATOR) or "/" in name:
             faults.add(
                 f"site {name!r}", "cannot be a site's name: it has a meaning of its own", "rename it in the data"
             )

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medfl.data.base import SiteData
-from medfl.errors import Faults, RunError, StudyError
+from medfl.errors import Faults, RunError
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, LedgerHeads, TrainOrder, TrainReply
 from medfl.privacy.accounting.base import Budget
@@ -12,8 +12,8 @@ from medfl.privacy.channels.base import PART, Channel, Message, RoundContext, Si
 from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.base import Ledger, Unit
 from medfl.privacy.ledger.file import FileLedger
-from medfl.privacy.mechanisms.base import NoisePlan
-from medfl.study.build import build_channel, build_mechanism
+from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
+from medfl.study.build import build_channel, build_mechanism, planned_epochs
 from medfl.study.model import Policy
 from medfl.study.sources import RunInputs
 
@@ -44,8 +44,12 @@ class SiteDoor:
         if beginning.noise is not None and trains:
             plan = NoisePlan.from_json(beginning.noise)
             mechanism = build_mechanism(study)
-            if mechanism is None or plan.kind != mechanism.config.kind or plan.clip != mechanism.config.clip:
-                raise StudyError.at(f"site {self.name}", "was sent a noise plan that is not the study's")
+            if mechanism is None or not self._ours(mechanism, plan, data.splits["train"].cases):
+                raise RunError.at(
+                    f"site {self.name}",
+                    "was sent a noise plan that the study does not make",
+                    "nothing was charged; have the study lead start the run again",
+                )
             ledger = self._open_ledger(self._inputs.ledgers)
             dataset = ledger.register(_patients(data) if plan.unit == "patient" else [self.name])
             self.disclosure = Disclosure(self.name, study.name, beginning.run, mechanism, plan, ledger, dataset)
@@ -62,6 +66,14 @@ class SiteDoor:
         """Keep the head of the coordinator's ledger; RunError when it is older than one that was kept."""
         if self.disclosure is not None and order.ledger:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
+
+    def _ours(self, mechanism: Mechanism, plan: NoisePlan, cases: int) -> bool:
+        """Whether a plan is the study's, and says of this site what the site declared."""
+        study = self._inputs.study
+        public = getattr(study.privacy, "patients", None) is not None
+        declared = public or plan.patients.get(self.name, cases) == cases
+        ours = mechanism.agrees(plan, planned_epochs(study), study.stop.rounds)
+        return self.name in plan.sites and declared and ours
 
     def refusals(self, data: SiteData) -> Faults:
         """Everything in the study that the site's policy does not allow."""
@@ -88,8 +100,13 @@ class SiteDoor:
                 "change update.channel",
             )
         epsilon, ceiling = None if mechanism is None else mechanism.epsilon, policy.max_epsilon
-        if ceiling is not None and mechanism is not None and (epsilon is None or epsilon > ceiling):
-            faults.add(where, f"allows epsilon {ceiling:g}, the study asks for {epsilon}", "lower privacy.epsilon")
+        if ceiling is not None and (epsilon is None or epsilon > ceiling):
+            asks = "has no bound" if epsilon is None else f"asks for {epsilon:g}"
+            faults.add(where, f"allows epsilon {ceiling:g}, the study {asks}", "set or lower privacy.epsilon")
+        delta = None if mechanism is None else mechanism.delta
+        largest = policy.max_delta or 1 / data.splits["train"].cases
+        if ceiling is not None and delta is not None and delta > largest:
+            faults.add(where, f"allows delta {largest:.2g}, the study asks for {delta:g}", "lower privacy.delta")
         return faults
 
     def _open_ledger(self, folder: Path) -> FileLedger:
@@ -134,6 +151,6 @@ class SiteDoor:
 
 
 def _patients(data: SiteData) -> list[str]:
-    """The site's patients, training and other: a charge is about all whom the site holds for the study."""
+    """The patients that the site trains on."""
     train = data.splits["train"]
     return sorted({train.info(index).patient for index in range(len(train))})

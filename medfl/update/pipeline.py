@@ -1,7 +1,6 @@
-"""The way up: delta -> SubModel -> UploadGate -> Memory -> clip -> Codec -> Channel.seal, in this order and no
-other."""
+"""The way up: delta -> SubModel -> UploadGate -> Memory -> Codec (which clips first where sums are bounded) ->
+Channel.seal, in this order and no other."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +15,12 @@ from medfl.update.vector import FloatVector
 
 @dataclass(frozen=True)
 class UploadPipeline:
-    """The parts that an update passes at the site. clip: bounds an update (privacy); identity without DP."""
+    """The parts that an update passes at the site."""
 
     submodel: SubModel
     gate: UploadGate
     memory: Memory
     codec: Codec
-    clip: Callable[[Update], Update] = lambda update: update
 
     def run(
         self, delta: FloatVector, site: str, round_: int, state: SiteState, rng: np.random.Generator
@@ -33,6 +31,6 @@ class UploadPipeline:
         if not self.gate.allow(update, round_):
             return None
         wanted = self.memory.before(update, state)
-        payload = self.codec.encode(self.clip(wanted), rng)
+        payload = self.codec.encode(wanted, rng)
         self.memory.after(wanted, lambda: self.codec.decode(payload, delta.size), state)
         return payload

@@ -217,6 +217,34 @@ def test_killed_at_any_instant(tiny: Any, tmp_path: Path, nursery: Lives, mode: 
     assert summary["privacy"]["epsilon"] <= 8 and sorted(committed(run)) == sorted(set(charged(ledgers)))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_a_hundred_times(tiny: Any, tmp_path: Path, nursery: Lives, mode: str) -> None:
+    """Run after run, killed at random instants until a hundred processes have died."""
+    rounds, rng, dead = 40, random.Random(), 0
+    privacy, channel = MODES[mode]
+    make_private(tiny, {**privacy, "noise_multiplier": 40}, channel, rounds)
+    plain = tiny.inputs()
+    while dead < 100:
+        run, deaths = tmp_path / f"run{dead}", 0
+        ledgers = tmp_path / f"ledgers{dead}"
+        inputs = plain.model_copy(update={"ledgers": ledgers}).model_dump(mode="json")
+        while dead + deaths < 100:
+            code = nursery.live(inputs, run, rng.uniform(0.1, 2.5))
+            assert code in (0, -signal.SIGKILL)
+            if code == 0:
+                break
+            deaths += 1
+            if (run / "journal.db").exists():
+                check(run, ledgers, deaths, rounds + deaths)
+        assert nursery.live(inputs, run, None) == 0
+        check(run, ledgers, deaths, rounds + deaths)
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["rounds_completed"] == rounds and sorted(committed(run)) == sorted(set(charged(ledgers)))
+        dead += max(1, deaths)
+
+
 def test_runs_on_the_same_data_add_up_in_the_sites_ledger(tiny: Any, tmp_path: Path) -> None:
     make_private(tiny, SITE, "clear", 2)
     play(tiny, tmp_path / "one")

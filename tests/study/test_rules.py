@@ -103,6 +103,10 @@ REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] 
         lambda: study(update={"clip": 1}, federation={"regulator": ["median_distance"]}),
         lambda: study(update={"clip": 1}, federation={"regulator": ["norm_history"]}),
     ),
+    "dp-clip": (
+        lambda: private("site", update={"clip": 1}),
+        lambda: private("local", update={"clip": 1}),
+    ),
     "dp-compares": (
         lambda: private("local", federation={"regulator": ["median_distance"]}),
         lambda: private("local", federation={"regulator": ["norm_history"]}),

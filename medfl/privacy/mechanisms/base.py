@@ -73,12 +73,11 @@ class Facts:
 class NoisePlan:
     """Everything about the noise that is fixed before the first round, JSON-able.
 
-    event: what one round costs when everyone is there, as it holds against the mechanism's adversary; rounds: how many
-    were planned. noise_multiplier: noise of the whole sum (`site`), of the sum of the shares counted on (`patient`) or
-    of each site (`local`), over the clip. shares: noise shares counted on (`patient`). denominator: what a sum is
-    divided by. signal_to_noise: predicted norm of the largest signal over the expected norm of the noise. patients:
-    public number of each site. cap: cases with which a site weighs 1, 0 when all do. bit_noise:
-    of the clip bit of an adaptive clip, 0 without one.
+    noise_multiplier: noise of the whole sum (`site`), of the sum of the shares counted on (`patient`) or of each site
+    (`local`), over the clip. rounds: how many were planned, of `steps` noisy steps each. signal_to_noise: predicted
+    norm of the largest signal over the expected norm of the noise. denominator: what a sum is divided by. shares:
+    noise shares counted on (`patient`). patients: public number of each site. cap: cases with which a site weighs 1, 0
+    when all do. bit_noise: of the clip bit of an adaptive clip, 0 without one.
     """
 
     kind: str
@@ -146,6 +145,12 @@ class Mechanism(Plugin[MechanismConfig], ABC):
             )
         return plan
 
+    def agrees(self, plan: NoisePlan, epochs: int, rounds: int) -> bool:
+        """Whether a plan that somebody sent is one that this study makes, whatever its noise: how much noise is needed
+        is for the ledger to judge."""
+        facts = Facts(plan.patients or dict.fromkeys(plan.sites, 1), plan.parameters, rounds, epochs)
+        return self._plan(facts, plan.noise_multiplier) == plan
+
     @abstractmethod
     def _plan(self, facts: Facts, noise_multiplier: float) -> NoisePlan:
         """The plan with this noise."""
@@ -192,7 +197,7 @@ class Mechanism(Plugin[MechanismConfig], ABC):
             clip=plan.clip,
             sensitivity=plan.clip,
             sites=len(plan.sites),
-            shares=float(plan.shares if alive is None else alive),
+            shares=float(plan.shares if alive is None or "gradients" not in self.config.traits() else alive),
             plan=plan.whole,
             randomness=release.randomness,
         )
@@ -201,7 +206,8 @@ class Mechanism(Plugin[MechanismConfig], ABC):
         """What leaves a site or the coordinator without noise."""
         listed = [
             "how many training cases each site declares",
-            "who took part, who failed or was refused, and why",
+            "the names of images that a site skipped, and why",
+            "who took part, who failed or was refused, and by which rule",
             "the time that training took",
         ]
         if self.config.site_metrics == "listed":

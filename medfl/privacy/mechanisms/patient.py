@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from medfl.errors import StudyError
 from medfl.privacy.accounting.base import GaussianEvent
+from medfl.privacy.channels.base import MINIMUM_SITES
 from medfl.privacy.ledger.base import Unit
 from medfl.privacy.mechanisms.base import Facts, Mechanism, MechanismConfig, NoisePlan
 
@@ -62,6 +63,12 @@ class PatientNoise(Mechanism):
 
     def _plan(self, facts: Facts, noise_multiplier: float) -> NoisePlan:
         sites, config = tuple(sorted(facts.patients)), self.config
+        if len(sites) < MINIMUM_SITES:
+            raise StudyError.at(
+                "privacy.kind",
+                f"{len(sites)} sites cannot share noise: each could take its own off the sum",
+                f"take in {MINIMUM_SITES} sites or more, or use privacy.kind: local",
+            )
         if len(sites) - config.tolerated < 2:
             raise StudyError.at(
                 "privacy.tolerated",
