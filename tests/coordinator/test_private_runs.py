@@ -231,7 +231,7 @@ def test_killed_a_hundred_times(tiny: Any, tmp_path: Path, nursery: Lives, mode:
         ledgers = tmp_path / f"ledgers{dead}"
         inputs = plain.model_copy(update={"ledgers": ledgers}).model_dump(mode="json")
         while dead + deaths < 100:
-            code = nursery.live(inputs, run, rng.uniform(0.1, 2.5))
+            code = nursery.live(inputs, run, rng.uniform(0.1, 1.5))
             assert code in (0, -signal.SIGKILL)
             if code == 0:
                 break
