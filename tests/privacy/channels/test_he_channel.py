@@ -556,3 +556,15 @@ def test_configuration() -> None:
     assert HeConfig().traits() == {"reveals-sum"}
     assert He.Config is HeConfig
     assert importlib.import_module("medfl.privacy.channels.he").He is He
+
+
+def test_a_later_attempt_opens_the_same_sum_or_none() -> None:
+    """Two sums over nearly the same updates subtract to one site's update."""
+    federation = Federation(4, size=10)
+    updates = federation.updates()
+    federation.filled(updates).open(federation.exchange)
+    again = federation.prepared(federation.context(attempt=2))
+    for name in federation.names[:3]:
+        again.add(name, received(federation.ends[name].seal(3, grid(updates[name]))))
+    with pytest.raises(RunError, match=r"agreed to the sum of s00, s01, s02, s03, and does not agree"):
+        again.open(federation.exchange)

@@ -70,6 +70,7 @@ class HeSite(SiteEnd):
         self._key_kind, self._key_holder = key_kind, key_holder
         self._attempt: _Attempt | None = None
         self._seen: set[tuple[str, int, int]] = set()
+        self._agreed: dict[str, tuple[int, tuple[str, ...]]] = {}
         self._stages = {
             "he.join": self._join,
             "he.keys": self._make_keys,
@@ -184,8 +185,17 @@ class HeSite(SiteEnd):
         survivors = _survivors(terms, message.header.get("survivors"))
         if self.name not in survivors or "seal an update" not in attempt.done:
             raise terms.error(self.name, "is asked to open a sum that it is not in")
+        run, round_ = terms.context.run, terms.context.round
+        before = self._agreed.get(run, (0, ()))
+        if before[0] == round_ and set(before[1]) != set(survivors):
+            raise terms.error(
+                self.name,
+                f"agreed to the sum of {', '.join(before[1])}, and does not agree to that of {', '.join(survivors)}",
+                "two sums of nearly the same updates show one of them; go on with the next round",
+            )
         attempt.once("agree to a sum", self.name)
         self._guard(terms.context, survivors)
+        self._agreed[run] = round_, survivors
         facts = {"key": attempt.key_id, "survivors": list(survivors), "site": self.name}
         return Message({"signature": terms.sign(self._identity, "agreement", facts)})
 
