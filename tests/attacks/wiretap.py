@@ -100,6 +100,9 @@ class Wire(Transport):
     def initial_model(self) -> tuple[FloatVector, Layout]:
         return self._executor.network.store(), self._executor.network.layout
 
+    def admit(self) -> None:
+        raise NotImplementedError
+
     def begin(self, beginning: Any) -> Any:
         raise NotImplementedError
 

@@ -158,7 +158,10 @@ class ToyTransport(Transport):
     def initial_model(self) -> tuple[FloatVector, Layout]:
         raise NotImplementedError
 
-    def begin(self, beginning: Beginning) -> None:
+    def admit(self) -> None:
+        raise NotImplementedError
+
+    def begin(self, beginning: Beginning) -> Any:
         raise NotImplementedError
 
     def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:

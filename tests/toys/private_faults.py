@@ -103,7 +103,7 @@ class ReopeningRounds(Rounds):
         assert isinstance(end, ClearCoordinator) and desk is not None and end._sum is not None
         kept = end._sum.copy()
         first = super()._open(sum_, outcome, course)
-        end._sum = kept
+        end._sum, end._opened = kept, False
         permit = Permit(desk._charge(outcome.plan.round, None), "")
         noise = desks.draw(permit, desk.plan.update_noise * sum_.codec.grid.bound, kept.size)
         self.federation.round -= 1
