@@ -87,7 +87,7 @@ def test_flipped_labels_do_no_harm(trial: Trial, without_the_site: float) -> Non
 
 
 def test_flipped_labels_at_the_largest_site(trial: Trial) -> None:
-    """Two thirds of all training images are at the site that is wrong: it drags the global model with it, and only the
+    """Four fifths of all training images are at the site that is wrong: it drags the global model with it, and only the
     other sites show that it does."""
     long = ("stop.rounds=10", "local.epochs=3")
     screened = "federation.regulator=[finite, norm_history, validation_median]"
