@@ -63,10 +63,13 @@ class NoiseDesk:
 
     def witnessed(self, reply: TrainReply) -> TrainReply | SiteFailure:
         """Keep the head of the site's ledger; a failure when the site has none or an older one than it had."""
+        if not reply.ledger:
+            return SiteFailure(reply.site, reply.round, "sent no head of its privacy ledger")
         try:
-            self.ledger.witness(reply.site, reply.ledger)
+            self.ledger.compare({}, {reply.site: reply.ledger})
         except RunError as error:
             return SiteFailure(reply.site, reply.round, str(error))
+        self.ledger.witness(reply.site, reply.ledger)
         return reply
 
     def part(self, exchange: Exchange) -> None:
@@ -81,8 +84,8 @@ class NoiseDesk:
         """The ledger's entry of the release that is under way."""
         return "" if self._permit is None else self._permit.entry
 
-    def done(self, total: npt.NDArray[np.signedinteger[Any]]) -> None:
-        """Note in the ledger that the noisy sum is persisted."""
+    def done(self, total: npt.NDArray[Any]) -> None:
+        """Note in the ledger that what was charged, a noisy sum or a model made of noisy updates, is persisted."""
         if self._permit is not None:
             self.ledger.done(self._permit, hashlib.sha256(as_bytes(total)).hexdigest())
             self._permit = None

@@ -223,6 +223,8 @@ class Rounds:
             plain, arrays = self.federation.state()
             failed = {site: {"outcome": "failed", "reason": reason} for site, reason in record["failed"].items()}
             self.journal.commit(record, plain, {**arrays, **course.changed}, {**record["verdicts"], **failed})
+        if self.desk is not None and self.desk.entry:
+            self.desk.done(self.federation.model)
         record["seconds"]["commit"] = round(course.clock.seconds["commit"], 6)
         return record
 

@@ -63,8 +63,8 @@ class SiteDoor:
         return LedgerHeads(ledger.head, ledger.witnessed().get(_COORDINATOR, ""))
 
     def witness(self, order: TrainOrder) -> None:
-        """Keep the head of the coordinator's ledger; RunError when it is older than one that was kept."""
-        if self.disclosure is not None and order.ledger:
+        """Keep the head of the coordinator's ledger; RunError when there is none, or an older one than was kept."""
+        if self.disclosure is not None:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
 
     def _ours(self, mechanism: Mechanism, plan: NoisePlan, cases: int) -> bool:
