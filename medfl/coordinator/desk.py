@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medfl.coordinator.records import number
 from medfl.errors import RunError
 from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.privacy.accounting.bounds import bounds, off_plan
@@ -115,16 +114,7 @@ class NoiseDesk:
         if delta is None:
             raise RunError.at("privacy.delta", "is missing")
         events = [charge.event for charge in self.ledger.charges(self._run)]
-        return [
-            {
-                "accountant": bound.accountant,
-                "epsilon": None if bound.epsilon is None else number(bound.epsilon),
-                "valid": bound.valid,
-                "why": bound.why,
-                "tightest": bound.tightest,
-            }
-            for bound in bounds(events, delta, self.plan.whole)
-        ]
+        return [bound.to_json() for bound in bounds(events, delta, self.plan.whole)]
 
     def statement(self, channel: str) -> dict[str, Any]:
         """What the run may say about privacy, whole."""

@@ -17,8 +17,6 @@ from medfl.federation.round import Federation, OpenRound, RoundOutcome, RoundPla
 from medfl.federation.summing import RoundSum
 from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.privacy.channels.base import Message, Roster
-from medfl.privacy.codec import GridCodec
-from medfl.privacy.grid import BOUND, CLIP, Grid
 from medfl.transport.base import Delivery, Transport
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector
@@ -103,6 +101,8 @@ class Rounds:
 
     def _kept(self) -> tuple[dict[str, Any], Any] | None:
         """The next round's sum, if it was opened already."""
+        if self.federation.parts.summation is None:
+            return None
         kept = self.journal.release()
         ours = kept is not None and kept[0]["outcome"]["plan"]["round"] == self.federation.round + 1
         return kept if ours else None
@@ -208,9 +208,8 @@ class Rounds:
         how = self.federation.parts.summation
         if how is None:
             raise RunError.at(f"round {outcome.plan.round}", "has an opened sum in a study that opens none")
-        codec = GridCodec(Grid(outcome.plan.values[CLIP], int(outcome.plan.values[BOUND])))
         values = outcome.plan.values
-        combined = how.combined(codec, total, denominator, values)
+        combined = how.combined(total, denominator, values)
         return self.federation.step(outcome, combined, how.unclipped(total, values))
 
     def _void(self, outcome: RoundOutcome, error: RunError) -> None:
@@ -223,7 +222,7 @@ class Rounds:
             plain, arrays = self.federation.state()
             failed = {site: {"outcome": "failed", "reason": reason} for site, reason in record["failed"].items()}
             self.journal.commit(record, plain, {**arrays, **course.changed}, {**record["verdicts"], **failed})
-        if self.desk is not None and self.desk.entry:
+        if self.desk is not None and self.federation.parts.summation is None:
             self.desk.done(self.federation.model)
         record["seconds"]["commit"] = round(course.clock.seconds["commit"], 6)
         return record

@@ -80,7 +80,6 @@ class Summation:
 
     def combined(
         self,
-        codec: GridCodec,
         total: npt.NDArray[np.signedinteger[Any]],
         denominator: float,
         values: Mapping[str, float],
@@ -88,7 +87,7 @@ class Summation:
         """The change of the model [size] that an opened sum stands for; None when nothing is in it."""
         if not denominator:
             return None
-        change = codec.grid.decode(total[:-1] if values[BIT] else total, denominator)
+        change = Grid.of(values).decode(total[:-1] if values[BIT] else total, denominator)
         if self.gradients:
             change *= np.float32(-values["local.learning_rate"])
         return change
@@ -100,8 +99,7 @@ class Summation:
         return float(total[-1]) / values[BIT] / len(self.noise.sites) + 0.5
 
     def open(self, context: RoundContext, roster: Roster, values: Mapping[str, float]) -> "RoundSum":
-        grid = Grid(values[CLIP], int(values[BOUND]))
-        codec = GridCodec(grid, bit=int(values[BIT]))
+        codec = GridCodec(Grid.of(values), bit=int(values[BIT]))
         return RoundSum(self, codec, self.channel.coordinator(context, roster), context, values[CAP])
 
 

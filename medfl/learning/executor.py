@@ -26,7 +26,7 @@ from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
 from medfl.learning.randomness import generator, torch_seed
 from medfl.learning.rules.base import LocalContext, LocalRule
 from medfl.privacy.codec import GridCodec
-from medfl.privacy.grid import BIT, BOUND, CAP, CLIP, Grid, weight_of
+from medfl.privacy.grid import BIT, CAP, CLIP, Grid, weight_of
 from medfl.tasks.base import Prediction, Statistics, Task
 from medfl.update.base import Payload
 from medfl.update.memories.base import SiteState
@@ -213,7 +213,7 @@ class SiteExecutor:
         private = self._private_sgd(samples, disclosure)
         permit = disclosure.permit(order.round)
         if plan.kind == "patient":
-            grid = Grid(order.values[CLIP], int(order.values[BOUND]))
+            grid = Grid.of(order.values)
             total = private.share(self.network, self._rng("views", order), grid.step)
             noisy = disclosure.share(tamper(total) if tamper else total, grid, permit)
             return plan.steps, Payload("grid", noisy.size, (as_bytes(noisy),))
@@ -256,7 +256,7 @@ class SiteExecutor:
             delta = tamper(delta)
         pipeline = self.parts.pipeline
         if CLIP in order.values:
-            grid = Grid(order.values[CLIP], int(order.values[BOUND]))
+            grid = Grid.of(order.values)
             pipeline = replace(
                 pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP]), int(order.values[BIT]))
             )

@@ -5,6 +5,7 @@ masked and encrypted sums of them are the same bits. The clip is part of the cod
 travels: the Euclidean norm of the integers, which is exact, never exceeds `bound`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,11 @@ class Grid:
                 "use fewer sites or less noise",
             )
         return cls(clip, bound)
+
+    @classmethod
+    def of(cls, values: Mapping[str, float]) -> "Grid":
+        """The grid that an order's values describe."""
+        return cls(values[CLIP], int(values[BOUND]))
 
     @classmethod
     def for_gradients(cls, clip: float, noise_multiplier: float, limit: int = SUM_LIMIT) -> "Grid":

@@ -10,7 +10,9 @@ from safetensors.numpy import load_file
 
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
-from medfl.errors import StudyError
+from medfl.errors import RunError, StudyError
+from medfl.federation.summing import RoundSum
+from medfl.privacy.ledger.file import FileLedger
 
 CHANNELS = ("clear", "masks", "he")
 SUM = ("update.clip=0.5", "stop.rounds=2", "evaluation.every=2")
@@ -96,3 +98,19 @@ def test_an_opened_sum_is_used_once_after_a_kill(tiny: Any, tmp_path: Path, monk
     assert summary["rounds_completed"] == 2 and summary["privacy"]["releases"] == 2
     first, second = rounds(tmp_path / "run")
     assert second["participants"] == first["participants"] and second["epsilon"] > first["epsilon"]
+
+
+def test_a_charge_whose_sum_stayed_closed_is_not_noted_as_released(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any) -> Any:
+        raise RunError.at("round 1", "its sum stays closed")
+
+    monkeypatch.setattr(RoundSum, "total", closed)
+    private = "privacy={kind: site, noise_multiplier: 1, delta: 1e-3, accept_low_utility: true}"
+    summary = simulate(
+        tiny.inputs(private, "stop.rounds=1", "local.rules=[sgd]"), tmp_path / "run", Observer(), workers=1
+    )
+    ledger = FileLedger.read(tiny.folder / "ledgers" / "coordinator.ledger")
+    assert summary["privacy"]["releases"] == 1 and not rounds(tmp_path / "run")[0]["moved"]
+    assert len(ledger.charges()) == 1 and not list(ledger.releases(ledger.charges()[0].run))
