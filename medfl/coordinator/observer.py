@@ -13,6 +13,10 @@ class Observer:
     def opened(self, sites: Sequence[SiteInfo], rounds: int, done: int) -> None:
         """The sites are ready; `done` of `rounds` rounds are behind (more than 0 on resume)."""
 
+    def presence(self, site: str, state: str, detail: str = "") -> None:
+        """A site's connection changed. state: "away", "connected", "held" (waits for its steward's approval), "rejected",
+        "paused", "ready", "lost", "pruned". Called from any thread."""
+
     def round_started(self, plan: RoundPlan) -> None: ...
 
     def local_progress(self, site: str, done: int, steps: int) -> None: ...
@@ -38,6 +42,10 @@ class Observers(Observer):
     def opened(self, sites: Sequence[SiteInfo], rounds: int, done: int) -> None:
         for member in self._members:
             member.opened(sites, rounds, done)
+
+    def presence(self, site: str, state: str, detail: str = "") -> None:
+        for member in self._members:
+            member.presence(site, state, detail)
 
     def round_started(self, plan: RoundPlan) -> None:
         for member in self._members:
