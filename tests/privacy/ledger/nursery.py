@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from medfl.audit import file
 from medfl.privacy.accounting.base import Budget, GaussianEvent
-from medfl.privacy.ledger import file
 from medfl.privacy.ledger.base import BudgetError, Charge, Permit
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.ledger.memory import MemoryLedger

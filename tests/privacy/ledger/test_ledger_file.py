@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from medfl.audit import file
 from medfl.errors import InputError, RunError
 from medfl.privacy.accounting.base import Budget, GaussianEvent
-from medfl.privacy.ledger import file
 from medfl.privacy.ledger.base import BudgetError, Charge
 from medfl.privacy.ledger.chain import read
 from medfl.privacy.ledger.file import FileLedger
