@@ -19,11 +19,13 @@ import torch
 from medfl.data.base import Sample, SampleInfo, SampleSet, SiteData
 from medfl.data.plans.base import DataPlan
 from medfl.errors import DataError, MedflError, RunError
+from medfl.learning.checkpoint import EpochStore, order_key
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
 from medfl.learning.messages import TrainOrder, TrainReply
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
 from medfl.learning.randomness import generator, torch_seed
+from medfl.learning.resume import Bookmark, LocalTraining, setup_digest
 from medfl.learning.rules.base import LocalContext, LocalRule
 from medfl.privacy.codec import GridCodec
 from medfl.privacy.grid import BIT, CAP, CLIP, Grid, weight_of
@@ -82,10 +84,15 @@ class SiteExecutor:
         step_done: StepDone | None = None,
         disclosure: Disclosure | None = None,
         tamper: Tamper | None = None,
+        checkpoints: EpochStore | None = None,
     ) -> TrainReply:
         """Train from the global vector `model` [size] and return the update, not sealed yet; `state` is updated in
         place, and only when all went well. disclosure: the site's ledger and noise, under differential privacy.
         tamper: what a simulated hostile site does to what it sends.
+
+        checkpoints: where every local epoch but the last is kept, and where a training that was interrupted goes on;
+        the update has the same bits. The caller clears it once the reply is durable. Under privacy of patients it is
+        not used: a noised step that is charged for must never be taken again.
 
         DataError when the site has nothing to train on; RunError when the loss, the update or the site's private
         state stops being finite; BudgetError when the site's ledger refuses.
@@ -104,7 +111,10 @@ class SiteExecutor:
             course = _Course.untold(steps)
             trained = time.perf_counter()
         else:
-            course = self._run(samples, order, model, private, step_done)
+            mark = None
+            if checkpoints is not None:
+                mark = partial(Bookmark, checkpoints, order_key(checkpoints.run, order, model, cases))
+            course = self._run(samples, order, model, private, step_done, mark)
             trained = time.perf_counter()
             if disclosure is not None:
                 disclosure.permit(order.round)
@@ -127,7 +137,13 @@ class SiteExecutor:
         )
 
     def _run(
-        self, samples: SampleSet, order: TrainOrder, model: FloatVector, state: SiteState, step_done: StepDone | None
+        self,
+        samples: SampleSet,
+        order: TrainOrder,
+        model: FloatVector,
+        state: SiteState,
+        step_done: StepDone | None,
+        mark: Callable[[LocalTraining], Bookmark] | None,
     ) -> "_Course":
         indices = self.parts.plan.indices(order.site, order.round, len(samples))
         if not len(indices):
@@ -135,20 +151,31 @@ class SiteExecutor:
         per_epoch = math.ceil(len(indices) / self.parts.batch_size)
         steps = per_epoch * max(1, round(order.values["local.epochs"]))
         steps = min(steps, self.parts.max_steps or steps)
+        before = dict(state)
         context = self._begin(order, model, state, steps)
         optimizer = self.parts.optimizer.build(self.network.parameters, order.values["local.learning_rate"])
-        weights = self.parts.task.weights(samples.labels())
+        labels = samples.labels()
+        weights = self.parts.task.weights(labels)
         losses = torch.zeros(steps, device=self.device)
+        bookmark = None
+        if mark is not None:
+            setup = setup_digest(self.parts, self.device, steps, indices, labels)
+            bookmark = mark(LocalTraining(context, optimizer, losses, before, setup))
+        start = 0 if bookmark is None else bookmark.resume()
         rng = generator(self.parts.seed, "shuffle", order.round, order.site)
         sizes = np.zeros(steps)
         for step, chosen in enumerate(_batches(indices, self.parts.batch_size, steps, rng)):
             sizes[step] = len(chosen)
+            if step < start:
+                continue
             batch = dict(samples.batch(chosen))
             if weights is not None:
                 batch["weight"] = weights[chosen]
             losses[step] = self._step(context, batch, optimizer)
             if step_done is not None:
                 step_done(step + 1, steps)
+            if bookmark is not None and (step + 1) % per_epoch == 0 and step + 1 < steps:
+                bookmark.keep(step + 1)
         found = losses.cpu().numpy()
         if not np.isfinite(found).all():
             raise RunError.at(

@@ -29,7 +29,10 @@ class LocalContext:
 
     network: the shared network; `network.parameters` and `network.gradient` are flat tensors [size].
     anchor: the global vector [size] as received, not to be changed. local: the network that stays at the site, or None.
-    state: the site's private arrays, kept between rounds. values: the round's hyper-parameters by name.
+    state: the site's private arrays, kept between rounds; a rule replaces them and never writes into them. values: the
+    round's hyper-parameters by name. scratch: all that rules keep while they train, each under names of its own. After
+    an interruption it comes back as far as it is tensors (on `device`), arrays, and optimisers that `begin` makes; with
+    anything else in it the site trains the round anew.
     """
 
     site: str
