@@ -4,12 +4,11 @@
     pki/               keys and certificates
     connection.json    where the coordinator is
     audit.log          what happened
-    studies/           what was offered and decided, and who took part in which rounds
+    studies/           what was offered and decided; which patients took part in what, and who was withdrawn
     ledgers/ cache/    the privacy ledger; preprocessed images
     work/              what a running agent keeps between rounds
     paused.json        there while the site takes no orders
-    withdrawn          patients that are left out from now on, as keyed hashes
-    salt               the secret key of these hashes; never leaves the site
+    salt               the secret key of the hashes that patients are kept as; never leaves the site
 
 Everything is readable by its owner only.
 """
@@ -29,13 +28,14 @@ from typing import Any
 from medfl.audit.file import place, require_private, rewrite
 from medfl.audit.log import AuditLog
 from medfl.data.base import Case
-from medfl.errors import Faults, InputError, RunError, StudyError
+from medfl.errors import InputError, RunError, StudyError
+from medfl.site.participation import Participation
 from medfl.study.load import load_site_file
 from medfl.study.model import Site
+from medfl.study.yaml_text import parse
 
 _FOLDERS = ("pki", "studies", "ledgers", "cache", "work")
 _SALT_BYTES = 32
-_HASH = re.compile(r"[0-9a-f]{64}")
 _DATA = re.compile(r"^data:.*$", re.MULTILINE)
 
 
@@ -58,31 +58,30 @@ class SiteHome:
         self.connection = folder / "connection.json"
         self.status = self.work / "status.json"
         self._pause_file = folder / "paused.json"
-        self._withdrawn_file = folder / "withdrawn"
 
     @classmethod
     def create(cls, path: Path, site_file: Path) -> "SiteHome":
-        """A new home for the hospital of this file, of which it gets a copy. InputError when there is a home already, or
-        when the file is none of a real site."""
-        site, home = load_site_file(site_file), cls(path)
-        _require_real(site, site_file)
+        """A new home for the hospital of this file, of which it gets a copy. InputError when there is a home already,
+        or when the file is none of a real site."""
+        home, text = cls(path), _copy(site_file)
         if home.site_file.exists():
             raise InputError.at(path, "is a site's home already", "edit its site.yaml, or give another folder")
         for folder in (path, *(path / name for name in _FOLDERS)):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         place(path / "salt", secrets.token_bytes(_SALT_BYTES))
-        place(home.site_file, _copy(site_file, site).encode())
+        place(home.site_file, text.encode())
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> "SiteHome":
-        """The home in this folder. InputError when it is none or its file is wrong, RunError when others can open it."""
+        """The home in this folder. InputError when it is none or its file is wrong; RunError when other users can open
+        it."""
         home = cls(path)
         if not home.site_file.is_file():
             raise InputError.at(path, "is not a site's home: it has no site.yaml", "make one with medfl site init")
         for folder in (home.pki, home.studies, home.ledgers, home.cache, home.work):
             folder.mkdir(mode=0o700, exist_ok=True)
-        require_private(path, home.site_file, path / "salt", home._withdrawn_file)
+        require_private(path, home.site_file, path / "salt")
         _require_real(home.site, home.site_file)
         return home
 
@@ -127,30 +126,20 @@ class SiteHome:
         return True
 
     def key_of(self, patient: str) -> str:
-        """A patient as the home's files name them: HMAC-SHA256 under the home's salt, as hex. A leading "<site>/", which
-        medfl puts before the identifiers of a site's own images, plays no part."""
+        """A patient as the home's files name them: HMAC-SHA256 under the home's salt, as hex. A leading "<site>/",
+        which medfl puts before the identifiers of a site's own images, plays no part."""
         plain = patient.strip().removeprefix(f"{self._name}/")
         return hmac.new(self._salt, plain.encode(), hashlib.sha256).hexdigest()
 
-    @property
-    def withdrawn(self) -> frozenset[str]:
-        """The keys of the patients who are left out. RunError when the file was damaged: nobody is let in by that."""
-        try:
-            keys = self._withdrawn_file.read_text(encoding="ascii", errors="replace").split()
-        except FileNotFoundError:
-            return frozenset()
-        if wrong := [number for number, key in enumerate(keys, 1) if not _HASH.fullmatch(key)]:
-            raise RunError.at(f"{self._withdrawn_file}, line {wrong[0]}", "is not a patient's key", "restore the file")
-        return frozenset(keys)
-
-    def withdraw(self, patients: Iterable[str]) -> None:
-        """Leave these patients out from now on. What is kept of them are keyed hashes."""
-        keys = self.withdrawn | {self.key_of(patient) for patient in patients}
-        rewrite(self._withdrawn_file, "".join(f"{key}\n" for key in sorted(keys)).encode())
+    @cached_property
+    def participation(self) -> Participation:
+        """Who took part in what, and who was withdrawn."""
+        return Participation.open(self.studies / "participation.jsonl", self.key_of)
 
     def without_withdrawn(self, cases: Iterable[Case]) -> list[Case]:
-        """The cases that may be used: those of no patient who was withdrawn. A case that names no patient is its own."""
-        gone = self.withdrawn
+        """The cases that may be used: those of no patient who was withdrawn. Where the datalist names no patient, each
+        case counts as one, named by its key."""
+        gone = self.participation.withdrawn
         return [case for case in cases if self.key_of(patient_of(case)) not in gone] if gone else list(cases)
 
     @cached_property
@@ -183,16 +172,29 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _require_real(site: Site, path: Path) -> None:
-    faults = Faults()
     if site.fault is not None:
-        faults.add(f"{path}: fault", "is for simulations: a hospital does nothing wrong on purpose", "remove it")
-    faults.raise_if_any(StudyError)
+        what = "is for simulations: a hospital does nothing wrong on purpose"
+        raise StudyError.at(f"{path}: fault", what, "remove it")
 
 
-def _copy(path: Path, site: Site) -> str:
+def _copy(path: Path) -> str:
     """The site file's text, comments and all, with the path of its images made absolute."""
+    site = load_site_file(path)
+    _require_real(site, path)
     text = path.read_text(encoding="utf-8")
     if site.data is None:
         return text
     # JSON text is YAML text
-    return _DATA.sub(lambda _: f"data: {json.dumps(str(site.data))}", text, count=1)
+    text = _DATA.sub(lambda _: f"data: {json.dumps(str(site.data))}", text, count=1)
+    if _data_in(text) != str(site.data):
+        raise StudyError.at(
+            f"{path}: data", "is written in a way that cannot be copied", "write it on a line of its own"
+        )
+    return text
+
+
+def _data_in(text: str) -> Any:
+    try:
+        return parse(text)["data"]
+    except ValueError:
+        return None

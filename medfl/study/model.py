@@ -196,6 +196,9 @@ class Policy(Section):
     )
     channels: tuple[str, ...] | None = Field(None, description="channels that updates may leave by; null allows all")
     metrics_may_leave: bool = Field(True, description="whether the model's metrics on the site's images may leave")
+    approve: Literal["ask", "allowed"] = Field(
+        "ask", description="ask: the data steward approves each study; allowed: what the policy allows is approved"
+    )
 
     @property
     def restricts(self) -> bool:

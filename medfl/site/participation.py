@@ -1,0 +1,133 @@
+"""Which patients of a site took part in which rounds, and who was withdrawn. Patients are keyed hashes throughout.
+
+One chain of records (`medfl.audit.chain`), so that no withdrawal is lost to a crash and none disappears unseen:
+
+    begin      {"run", "study", "patients": [key, ..]}     a run takes up its data; again after a restart
+    trained    {"run", "round"}                            written before a round's update leaves
+    withdrawn  {"patients": [key, ..]}
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from medfl.audit.chain import Form, Record
+from medfl.audit.file import ChainFile, Clock, require_private, utc_now
+from medfl.audit.log import LOG
+from medfl.errors import RunError
+
+_FORM = Form(
+    name="a record of who took part",
+    remedy="keep the file as it is, and find out who or what changed it; no order is taken before that",
+    restore="restore the newest whole copy",
+    room=LOG.room,
+    kinds=frozenset({"open", "begin", "trained", "withdrawn", "repair"}),
+    forward=False,
+)
+
+
+class Part(NamedTuple):
+    """A run that had a patient. rounds: those that were finished with the patient's images in them."""
+
+    run: str
+    study: str
+    rounds: tuple[int, ...]
+
+
+class Participation:
+    """Open with `open`. Several processes may use one file, each with its own object.
+
+    key_of: the keyed hash of a patient's identifier.
+    """
+
+    def __init__(self, path: Path, key_of: Callable[[str], str], clock: Clock = utc_now) -> None:
+        self._key_of = key_of
+        self._told = _Told()
+        self._file = ChainFile(path, _FORM, self._told.take, clock)
+
+    @classmethod
+    def open(cls, path: Path, key_of: Callable[[str], str], clock: Clock = utc_now) -> "Participation":
+        """RunError when the file was changed, names every line that was."""
+        found = cls(path, key_of, clock)
+        if not path.exists():
+            found._file.create({"format": 1})
+        require_private(path)
+        return found
+
+    def begin(self, run: str, study: str, patients: Iterable[str]) -> None:
+        """A run takes up the data of these patients. study: its hash. A second time replaces the first for the rounds
+        that follow."""
+        with self._file.turn():
+            keys = sorted({self._key_of(patient) for patient in patients})
+            self._file.append("begin", {"run": run, "study": study, "patients": keys})
+
+    def trained(self, run: str, round_: int) -> None:
+        """A round was trained on what the run had begun with; once for each round. RunError when it never began."""
+        with self._file.turn():
+            stretches = self._told.runs.get(run)
+            if stretches is None:
+                raise RunError.at(f"run {run}, round {round_}", "was trained before the run began at this site")
+            if round_ not in stretches[-1].rounds:
+                self._file.append("trained", {"run": run, "round": round_})
+
+    def withdraw(self, patients: Iterable[str]) -> None:
+        """Leave these patients out from now on."""
+        with self._file.turn():
+            keys = sorted({self._key_of(patient) for patient in patients} - self._told.withdrawn)
+            if keys:
+                self._file.append("withdrawn", {"patients": keys})
+
+    @property
+    def withdrawn(self) -> frozenset[str]:
+        """The keys of the patients who were withdrawn."""
+        with self._file.turn():
+            return frozenset(self._told.withdrawn)
+
+    def rounds_of(self, patient: str) -> list[Part]:
+        """Every run whose data had the patient, in order; with no rounds where none was finished with them."""
+        key, found = self._key_of(patient), list[Part]()
+        with self._file.turn():
+            for run, stretches in self._told.runs.items():
+                mine = [stretch for stretch in stretches if key in stretch.patients]
+                rounds = sorted({number for stretch in mine for number in stretch.rounds})
+                found += [Part(run, mine[-1].study, tuple(rounds))] if mine else []
+        return found
+
+    def rounds_since(self, study: str, time: str) -> set[tuple[str, int]]:
+        """(run, round) of every round trained of a study, by its hash, at this time (UTC) or later."""
+        with self._file.turn():
+            return {
+                (run, number)
+                for run, stretches in self._told.runs.items()
+                for stretch in stretches
+                if stretch.study == study
+                for number, when in stretch.rounds.items()
+                if when >= time
+            }
+
+
+class _Stretch:
+    """A run between one beginning and the next. rounds: when each was trained."""
+
+    def __init__(self, study: str, patients: frozenset[str]) -> None:
+        self.study = study
+        self.patients = patients
+        self.rounds: dict[int, str] = {}
+
+
+class _Told:
+    """What the records say together."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, list[_Stretch]] = {}
+        self.withdrawn: set[str] = set()
+
+    def take(self, record: Record) -> None:
+        body = record.body
+        if record.kind == "begin":
+            stretch = _Stretch(str(body["study"]), frozenset(body["patients"]))
+            self.runs.setdefault(str(body["run"]), []).append(stretch)
+        elif record.kind == "trained":
+            self.runs[str(body["run"])][-1].rounds[int(body["round"])] = record.time
+        elif record.kind == "withdrawn":
+            self.withdrawn |= set(body["patients"])
