@@ -8,6 +8,7 @@ from typing import Any
 
 from medfl.federation.round import Contribution, RoundOutcome
 from medfl.learning.messages import SiteInfo
+from medfl.privacy.trust import privacy_statement as privacy_statement
 from medfl.tasks.base import Metric
 
 LIBRARIES = ("medfl", "torch", "monai", "numpy", "nibabel", "pydicom")
@@ -126,30 +127,6 @@ def seconds_total(records: Iterable[Mapping[str, Any]], extra: Mapping[str, floa
         for phase, value in record["seconds"].items():
             total[phase] = total.get(phase, 0.0) + value
     return {phase: round(value, 4) for phase, value in total.items()}
-
-
-_SEES = {
-    "clear": "the coordinator sees each site's update",
-    "masks": "the coordinator sees the sum of the sites' updates and no single one; that hides who sent what, and only "
-    "noise or many sites and patients hide what was sent",
-    "he": "the key holder and the coordinator see the sum of the sites' updates and no single one; that hides who sent "
-    "what, and only noise or many sites and patients hide what was sent",
-}
-
-
-def privacy_statement(channel: str = "clear") -> dict[str, Any]:
-    """What a run without a privacy mechanism may say: nothing is promised, everything is listed."""
-    covered = ["each site's update" if channel == "clear" else "the sum of the sites' updates"]
-    return {
-        "unit": None,
-        "epsilon": None,
-        "delta": None,
-        "adjacency": None,
-        "accountant": None,
-        "mechanism": "none",
-        "not_covered": [*covered, "per-site metrics", "per-site losses", "case counts"],
-        "trust": {"updates": _SEES.get(channel, f"as the channel {channel} says")},
-    }
 
 
 def data_json(sites: Sequence[SiteInfo]) -> dict[str, Any]:

@@ -5,29 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medfl.coordinator import records
 from medfl.coordinator.desk import NoiseDesk
 from medfl.errors import MedflError, RunError
-from medfl.privacy.channels.base import MINIMUM_SITES
 from medfl.privacy.ledger.chained import ChainedLedger
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.ledger.memory import MemoryLedger
 from medfl.privacy.ledger.statement import TAINTED, summary
 from medfl.privacy.mechanisms.base import NoisePlan
+from medfl.privacy.trust import privacy_statement, trust_table
 from medfl.report.run import RunRecord
-from medfl.report.text import count
 from medfl.study.build import build_mechanism
 from medfl.study.load import study_from_json
-
-QUESTIONS = {
-    "updates": "Who sees updates",
-    "noise": "Who knows the noise",
-    "key": "Who holds the key",
-    "model": "Who gets the model",
-    "holds against": "Epsilon holds against",
-    "does not hold against": "But not against",
-}
-"""The rows of the trust table, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +71,8 @@ def privacy_of(run: RunRecord) -> PrivacyFacts:
     final, channel = run.summary["stopped_by"] is not None, run.study["update"]["channel"]
     statement: Mapping[str, Any] | None = run.summary.get("privacy")
     if (statement or {}).get("mechanism") == "none" or run.study.get("privacy") is None:
-        nothing = statement or records.privacy_statement(channel["kind"])
-        return PrivacyFacts(nothing, final, _trust(nothing, channel))
+        nothing = statement or privacy_statement(channel["kind"])
+        return PrivacyFacts(nothing, final, trust_table(nothing.get("trust", {}), channel))
     problems: list[str] = []
     notes: list[str] = []
     ledger = _ledger(run, problems, notes)
@@ -98,7 +86,7 @@ def privacy_of(run: RunRecord) -> PrivacyFacts:
     return PrivacyFacts(
         statement=statement,
         final=final,
-        trust=_trust(statement, channel),
+        trust=trust_table(statement.get("trust", {}), channel, statement.get("plan")),
         assumes=list(_assumes(statement)),
         curve=_curve(run),
         ledger=facts,
@@ -174,47 +162,6 @@ def _facts(ledger: FileLedger, run: RunRecord, statement: Mapping[str, Any]) -> 
         tainted=found["tainted"],
         spent=next(groups, None),
     )
-
-
-def _trust(statement: Mapping[str, Any], channel: Mapping[str, Any]) -> list[tuple[str, str]]:
-    plan = statement.get("plan") or {}
-    coalition = count(plan.get("colluders", 0), "site")
-    said = {name: text.replace("`colluders` sites", coalition) for name, text in statement.get("trust", {}).items()}
-    answers = {**said, "key": _key(channel)}
-    if beyond := _beyond(plan, channel):
-        answers["does not hold against"] = beyond
-        if channel["kind"] == "he":
-            answers["holds against"] = "every site, the coordinator and everyone who gets the model, each by itself"
-    known = [(question, answers[name]) for name, question in QUESTIONS.items() if name in answers]
-    return known + [(name, text) for name, text in answers.items() if name not in QUESTIONS]
-
-
-def _key(channel: Mapping[str, Any]) -> str:
-    if channel["kind"] == "clear":
-        return "nobody: updates are not sealed"
-    if channel["kind"] == "masks":
-        return (
-            "each site its own, fresh for every round; a sum opens with the help of "
-            f"{100 * channel['threshold']:.0f} % of the cohort, and of no fewer than {MINIMUM_SITES} sites"
-        )
-    if channel["kind"] == "he" and channel["keys"] == "symmetric":
-        return (
-            "every site that of the round, the coordinator none: together with any one site it could open all updates"
-        )
-    if channel["kind"] == "he":
-        holder = channel["key_holder"] or "the first site of the cohort by name"
-        return f"{holder} alone: together with the coordinator it could open all updates"
-    return f"as the channel {channel['kind']} says"
-
-
-def _beyond(plan: Mapping[str, Any], channel: Mapping[str, Any]) -> str:
-    """Coalitions that mode `patient` does not cover although nobody sees single updates."""
-    if plan.get("kind") != "patient" or channel["kind"] == "clear":
-        return ""
-    if channel["kind"] == "he":
-        who = "any one site" if channel["keys"] == "symmetric" else "the key holder"
-        return f"the coordinator with {who}: they could open each site's sum, with that site's share of the noise only"
-    return f"the coordinator with more than {count(plan['colluders'], 'site')}, who know their shares of the noise"
 
 
 def _assumes(statement: Mapping[str, Any]) -> Iterator[str]:
