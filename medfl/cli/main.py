@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medfl import __version__
-from medfl.cli import data, ledger, model, privacy, simulate, site, study, synth
+from medfl.cli import coordinator, data, enrol, ledger, model, privacy, simulate, site, study, synth
 from medfl.cli.output import console
 from medfl.errors import MedflError, RunError
 
@@ -78,7 +78,18 @@ app.add_typer(data_app, name="data")
 site_app = typer.Typer(no_args_is_help=True, help="What a hospital's data steward does.")
 site_app.command()(site.check)
 site_app.command()(ledger.ledger)
+site_app.command()(enrol.enrol)
+site_app.command()(enrol.renew)
 app.add_typer(site_app, name="site")
+
+coordinator_app = typer.Typer(
+    no_args_is_help=True, help="What the study lead does: set up, let hospitals in, shut out."
+)
+coordinator_app.command()(coordinator.init)
+coordinator_app.command()(coordinator.invite)
+coordinator_app.command()(coordinator.revoke)
+coordinator_app.command()(coordinator.peers)
+app.add_typer(coordinator_app, name="coordinator")
 
 privacy_app = typer.Typer(no_args_is_help=True, help="What privacy costs: before a run, and after it.")
 privacy_app.command()(privacy.plan)

@@ -1,0 +1,110 @@
+"""What a person hands over to let a peer in, and what the peer keeps of it: two small JSON files."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from medfl.errors import Fault, InputError
+from medfl.keys import read_private
+from medfl.transport.peers import Role
+
+M = TypeVar("M", bound=BaseModel)
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What peers may be called: as site files allow."""
+SUFFIX = ".invitation"
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    coordinator: str = Field(description="the coordinator's name")
+    address: str = Field(description="host:port of the coordinator")
+    enrol_address: str = Field(description="host:port that hands out first certificates")
+    name: str = Field(pattern=NAME, description="the peer's name")
+    role: Role
+
+    @field_validator("address", "enrol_address")
+    @classmethod
+    def _host_and_port(cls, address: str) -> str:
+        if split_address(address)[1] is None:
+            raise ValueError("names no port")
+        return address
+
+
+class Invitation(_Document):
+    """One use, for one peer. The token is shown in no text form of this."""
+
+    ca: str = Field(description="the certificate that the coordinator's own is checked against (PEM)")
+    token: str = Field(repr=False, min_length=43, max_length=43)
+    expires: AwareDatetime
+
+    def expired(self, now: datetime) -> bool:
+        return now >= self.expires
+
+
+class Connection(_Document):
+    """connection.json: where a peer's coordinator is. ca_sha256: of the authority's certificate (DER), as hex."""
+
+    ca_sha256: str
+
+
+def read_invitation(path: Path) -> Invitation:
+    """The invitation in a file that only its owner can read; InputError with all faults."""
+    return read_json(Invitation, path, read_private(path))
+
+
+def read_json(model: type[M], path: Path, content: bytes) -> M:
+    """A file's content as a model; InputError with all faults, none of which repeats what the file says."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(*faults_of(error, path)) from None
+
+
+def validated(model: type[M], raw: Mapping[str, Any], path: Path) -> M:
+    """Parsed YAML as a model; errors as those of `read_json`."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(*faults_of(error, path)) from None
+
+
+def faults_of(error: ValidationError, path: Path) -> list[Fault]:
+    faults = []
+    for item in error.errors(include_input=False, include_url=False, include_context=False):
+        key = ".".join(map(str, item["loc"]))
+        faults.append(Fault(f"{path}: {key}" if key else str(path), item["msg"].removeprefix("Value error, ")))
+    return faults
+
+
+def split_address(address: str) -> tuple[str, int | None]:
+    """Host and port of HOST, HOST:PORT, IPv6 or [IPv6]:PORT; the port is None when it is not said. ValueError says
+    what is wrong."""
+    host, port = address, ""
+    if address.startswith("["):
+        host, bracket, port = address[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError(f"{address!r} is not [IPv6]:PORT")
+        port = port.removeprefix(":")
+    elif address.count(":") == 1:
+        host, _, port = address.partition(":")
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"{address!r} is not HOST or HOST:PORT")
+    if not port:
+        return host, None
+    if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 2**16):
+        raise ValueError(f"{port!r} is not a port")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """HOST:PORT, with brackets round IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
