@@ -49,7 +49,7 @@ class ChainFile:
 
     def create(self, body: Mapping[str, Any]) -> None:
         """The file with its first record appears whole or not at all, and once."""
-        place(self.path, make(self._form, None, _text(self._clock()), "open", body).line())
+        place(self.path, make(self._form, None, timestamp(self._clock()), "open", body).line())
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -82,7 +82,7 @@ class ChainFile:
         last = datetime.fromisoformat(self.last.time) if self.last else now
         if now < last <= now + _CLOCK_STEP:
             now = last
-        return _text(now)
+        return timestamp(now)
 
     def _refresh(self) -> None:
         """Read what was appended since, by this process or another; repair a line that was never finished."""
@@ -110,7 +110,8 @@ class ChainFile:
         self.append("repair", {"removed_bytes": tail.torn})
 
 
-def _text(when: datetime) -> str:
+def timestamp(when: datetime) -> str:
+    """A time as records have it: UTC, so that texts sort as times do."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

@@ -20,12 +20,11 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from medfl.audit.file import place, require_private, rewrite
+from medfl.audit.file import place, require_private, rewrite, timestamp, utc_now
 from medfl.audit.log import AuditLog
 from medfl.data.base import Case
 from medfl.errors import InputError, RunError, StudyError
@@ -118,11 +117,10 @@ class SiteHome:
 
     def resume(self, by: str) -> bool:
         """Take orders again; whether the site was paused."""
-        try:
-            self._pause_file.unlink()
-        except FileNotFoundError:
+        if not self._pause_file.exists():
             return False
         self.audit.append("resumed", {"by": by})
+        self._pause_file.unlink(missing_ok=True)
         return True
 
     def key_of(self, patient: str) -> str:
@@ -162,8 +160,8 @@ def patient_of(case: Case) -> str:
 
 
 def now() -> str:
-    """The time as the home's files write it: UTC, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """The time as the home's files write it."""
+    return timestamp(utc_now())
 
 
 def write_json(path: Path, value: Any) -> None:

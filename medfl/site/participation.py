@@ -62,7 +62,7 @@ class Participation:
             self._file.append("begin", {"run": run, "study": study, "patients": keys})
 
     def trained(self, run: str, round_: int) -> None:
-        """A round was trained on what the run had begun with; once for each round. RunError when it never began."""
+        """A round was trained on what the run had last begun with. RunError when it never began."""
         with self._file.turn():
             stretches = self._told.runs.get(run)
             if stretches is None:
@@ -93,26 +93,25 @@ class Participation:
                 found += [Part(run, mine[-1].study, tuple(rounds))] if mine else []
         return found
 
-    def rounds_since(self, study: str, time: str) -> set[tuple[str, int]]:
-        """(run, round) of every round trained of a study, by its hash, at this time (UTC) or later."""
+    def rounds_of_study(self, study: str) -> frozenset[tuple[str, int]]:
+        """(run, round) of every round that was trained of a study, given by its hash."""
         with self._file.turn():
-            return {
+            return frozenset(
                 (run, number)
                 for run, stretches in self._told.runs.items()
                 for stretch in stretches
                 if stretch.study == study
-                for number, when in stretch.rounds.items()
-                if when >= time
-            }
+                for number in stretch.rounds
+            )
 
 
 class _Stretch:
-    """A run between one beginning and the next. rounds: when each was trained."""
+    """A run between one beginning and the next. rounds: those that were trained."""
 
     def __init__(self, study: str, patients: frozenset[str]) -> None:
         self.study = study
         self.patients = patients
-        self.rounds: dict[int, str] = {}
+        self.rounds: set[int] = set()
 
 
 class _Told:
@@ -123,11 +122,18 @@ class _Told:
         self.withdrawn: set[str] = set()
 
     def take(self, record: Record) -> None:
+        try:
+            self._take(record)
+        except (LookupError, TypeError, ValueError) as error:
+            what = f"is a record {record.kind!r} that makes no sense: {error!r}"
+            raise RunError.at(f"{_FORM.name}, line {record.sequence}", what, _FORM.remedy) from error
+
+    def _take(self, record: Record) -> None:
         body = record.body
         if record.kind == "begin":
             stretch = _Stretch(str(body["study"]), frozenset(body["patients"]))
             self.runs.setdefault(str(body["run"]), []).append(stretch)
         elif record.kind == "trained":
-            self.runs[str(body["run"])][-1].rounds[int(body["round"])] = record.time
+            self.runs[str(body["run"])][-1].rounds.add(int(body["round"]))
         elif record.kind == "withdrawn":
             self.withdrawn |= set(body["patients"])
