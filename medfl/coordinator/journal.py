@@ -1,133 +1,125 @@
-"""The journal: everything needed to resume a run, and its audit trail. SQLAlchemy on SQLite.
+"""The journal: everything needed to resume a run, and its audit trail. SQLAlchemy on SQLite or PostgreSQL.
 
 A round is committed in one transaction with the state that follows it, so a run killed at any instant goes on from
 its last committed round. Plans and verdicts are events, written before they are acted on. Arrays are stored raw
 with their type, shape and checksum: no pickle.
 """
 
-import json
+import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import (
-    JSON,
-    Column,
-    Connection,
-    DateTime,
-    Engine,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    delete,
-    event,
-    insert,
-    select,
-    update,
-)
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, Engine, Select, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from medfl.coordinator.files import write_text
+from medfl.coordinator.stores import migrations
+from medfl.coordinator.stores.base import Place, myself
+from medfl.coordinator.stores.base import Where as Where
+from medfl.coordinator.stores.schema import SCHEMA, metadata
+from medfl.coordinator.stores.schema import arrays as _arrays
+from medfl.coordinator.stores.schema import events as _events
+from medfl.coordinator.stores.schema import messages as _messages
+from medfl.coordinator.stores.schema import rounds as _rounds
+from medfl.coordinator.stores.schema import run as _run
 from medfl.errors import InputError, RunError
 from medfl.update.wire import as_bytes
 
-SCHEMA = 1
 _CHUNK = 64 * 2**20
-# bytes: large pages suit large arrays, and the log is folded back into the database once it has grown to _WAL
-_PAGE = 2**16
-_WAL = 64 * 2**20
-
-_metadata = MetaData()
-_run = Table("run", _metadata, Column("key", String, primary_key=True), Column("value", JSON, nullable=False))
-_rounds = Table(
-    "rounds",
-    _metadata,
-    Column("number", Integer, primary_key=True),
-    Column("record", JSON, nullable=False),
-    Column("committed_at", DateTime(timezone=True), nullable=False),
-)
-_events = Table(
-    "events",
-    _metadata,
-    Column("id", Integer, primary_key=True),
-    Column("round", Integer, nullable=False),
-    Column("site", String, nullable=False),
-    Column("kind", String, nullable=False),
-    Column("detail", JSON, nullable=False),
-    Column("at", DateTime(timezone=True), nullable=False),
-)
-_arrays = Table(
-    "arrays",
-    _metadata,
-    Column("name", String, primary_key=True),
-    Column("chunk", Integer, primary_key=True),
-    Column("dtype", String, nullable=False),
-    Column("shape", JSON, nullable=False),
-    Column("checksum", Integer, nullable=False),
-    Column("data", LargeBinary, nullable=False),
-)
-
 _RELEASE = "/release"
+_FILE, _POINTER = "journal.db", "journal.url"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-class Journal:
-    """One run's database. Open with `create` or `open`; close when done."""
+class Counted(NamedTuple):
+    """A site's message that a round has used. id: the site's own, never used twice. digest: SHA-256 of the message."""
 
-    def __init__(self, engine: Engine, path: Path) -> None:
+    site: str
+    id: str
+    digest: str
+    kind: str = "update"
+
+
+class Journal:
+    """One run's database. Open with `create` or `open`; close when done. May be used by several threads."""
+
+    def __init__(self, place: Place, engine: Engine, read_only: bool = False) -> None:
+        self._place = place
         self._engine = engine
-        self.path = path
+        self.read_only = read_only
+
+    @property
+    def where(self) -> str:
+        """The file, or the URL without its password."""
+        return self._place.text
 
     @classmethod
-    def create(cls, path: Path, facts: Mapping[str, Any]) -> "Journal":
-        """A new journal that opens with these facts about the run; InputError when there is one already."""
-        try:
-            path.touch(mode=0o600, exist_ok=False)  # it holds the sites' private arrays
-        except FileExistsError as error:
-            raise InputError.at(path, "exists already", "resume it with --resume, or choose another folder") from error
-        journal = cls(_connect(path), path)
-        with journal._transaction() as connection:
-            _metadata.create_all(connection)
-            for key, value in {"schema": SCHEMA, **facts}.items():
-                connection.execute(insert(_run).values(key=key, value=value))
+    def create(cls, where: Where, facts: Mapping[str, Any], *, durable: bool = False) -> "Journal":
+        """A new journal that opens with these facts about the run; InputError when there is one already.
+
+        where: a file, or postgresql://user@host/database, where the run gets a schema of its own (`medfl_<run>`, or
+        the URL's ?schema=). durable: what is committed survives a loss of power too, now and whenever the journal is
+        opened again; in PostgreSQL it always does.
+        """
+        place, token = place_of(where).made(str(facts.get("run", ""))), secrets.token_hex(8)
+        journal = cls(place, place.writer(token, durable))
+        first = {"schema": SCHEMA, "durable": durable, "writer": myself(token), **facts}
+        with journal._closed_on_error():
+            with journal._transaction() as connection:
+                place.prepare(connection)
+                metadata.create_all(connection)
+                connection.execute(insert(_run), [{"key": key, "value": value} for key, value in first.items()])
+            place.opened()
         return journal
 
     @classmethod
-    def open(cls, path: Path) -> "Journal":
-        """An existing journal; InputError when there is none that this version can read."""
-        if not path.is_file():
-            raise InputError.at(path, "does not exist", "give the folder of a run")
-        journal = cls(_connect(path), path)
-        try:
-            schema = journal.fact("schema")
-        except (RunError, KeyError) as error:
-            raise InputError.at(path, "is not a journal of medfl", "give the folder of a run") from error
-        if schema != SCHEMA:
-            raise InputError.at(
-                path, f"has schema {schema}, this version reads {SCHEMA}", "use the version that wrote it"
-            )
+    def open(cls, where: Where, *, read_only: bool = False) -> "Journal":
+        """An existing journal; InputError when there is none that this version can read, or another process writes it.
+
+        read_only: look at it while its run goes on. A journal of an older version is upgraded, or read as if it were.
+        """
+        place = place_of(where).found()
+        journal = cls(place, place.reader(), read_only=True)
+        with journal._closed_on_error():
+            schema, durable = journal._version()
+        if read_only and schema == SCHEMA:
+            return journal
+        journal.close()
+        if read_only:
+            journal = cls(place, place.copy(), read_only=True)
+            with journal._closed_on_error():
+                journal._upgrade(schema)
+            return journal
+        token = secrets.token_hex(8)
+        journal = cls(place, place.writer(token, durable))
+        with journal._closed_on_error():
+            schema, _ = journal._version()  # whoever wrote until now may have upgraded it
+            if schema < SCHEMA:
+                journal._upgrade(schema, place.backup(schema))
+            journal.set_fact("writer", myself(token))
+            place.opened()
         return journal
 
     def fact(self, key: str) -> Any:
         """A fact about the run; KeyError when it is not there."""
         with self._transaction() as connection:
-            row = connection.execute(select(_run.c.value).where(_run.c.key == key)).first()
-        if row is None:
+            found = _get(connection, key)
+        if found is None:
             raise KeyError(key)
-        return row[0]
+        return found[0]
 
     def set_fact(self, key: str, value: Any) -> None:
         with self._transaction() as connection:
-            connection.execute(delete(_run).where(_run.c.key == key))
-            connection.execute(insert(_run).values(key=key, value=value))
+            _put(connection, key, value)
 
     def plans(self, round_: int) -> int:
         """How often this round was planned already."""
@@ -141,103 +133,198 @@ class Journal:
             _append(connection, [_event(round_, site, kind, detail)])
 
     def commit(
-        self, record: Mapping[str, Any], plain: Mapping[str, Any], arrays: Arrays, verdicts: Mapping[str, Any]
+        self,
+        record: Mapping[str, Any],
+        plain: Mapping[str, Any],
+        arrays: Arrays,
+        verdicts: Mapping[str, Any],
+        counted: Iterable[Counted] = (),
     ) -> None:
-        """A finished round: its record, its verdicts by site, and the state that follows it; all or nothing."""
+        """A finished round: its record, its verdicts by site, the state that follows it, and the messages that it used;
+        all or nothing. RunError when one of the messages was counted in another round, or with other content."""
         now = datetime.now(UTC)
         number = int(record["round"])
         with self._transaction() as connection:
             connection.execute(insert(_rounds).values(number=number, record=dict(record), committed_at=now))
             _append(connection, [_event(number, site, "verdict", detail) for site, detail in verdicts.items()])
+            self._count(connection, number, counted)
             # a summary is about the last round: a run that goes on has none; an opened sum is used once
-            connection.execute(delete(_run).where(_run.c.key.in_(("state", "summary", "release"))))
-            connection.execute(insert(_run).values(key="state", value=dict(plain)))
+            connection.execute(delete(_run).where(_run.c.key.in_(("summary", "release"))))
+            _put(connection, "state", dict(plain))
             for name, array in arrays.items():
                 _write(connection, name, array)
 
-    def keep_release(self, release: Mapping[str, Any], total: npt.NDArray[Any], changed: Arrays) -> None:
+    def keep_release(
+        self,
+        release: Mapping[str, Any],
+        total: npt.NDArray[Any],
+        changed: Arrays,
+        counted: Iterable[Counted] = (),
+    ) -> None:
         """Persist an opened sum before anything is done with it: what was released once is never released again.
-        changed: the sites' private arrays after the round."""
+        changed: the sites' private arrays after the round. counted: the messages in the sum; the round's `commit` may
+        name them again."""
         with self._transaction() as connection:
-            connection.execute(delete(_run).where(_run.c.key == "release"))
-            connection.execute(insert(_run).values(key="release", value=dict(release)))
+            _put(connection, "release", dict(release))
+            if messages := list(counted):
+                self._count(connection, int(release["outcome"]["plan"]["round"]), messages)
             for name, array in {_RELEASE: total, **changed}.items():
                 _write(connection, name, array)
+
+    def count_once(self, round_: int, site: str, message_id: str, digest: str, kind: str = "message") -> bool:
+        """Count a message that takes effect at once; False when it was counted before. RunError when the same id comes
+        with another digest. An update takes effect with its round: name it to `commit` instead, or a coordinator that
+        dies before that loses it for good."""
+        message = Counted(site, message_id, digest, kind)
+        with self._transaction() as connection:
+            before = _count(connection, round_, message)
+        if before is not None:
+            self._require_same(message, before)
+        return before is None
+
+    def was_counted(self, site: str, message_id: str, digest: str) -> bool:
+        """Whether a message was counted, so that a copy of it is answered and not used. RunError when the same id came
+        with another digest."""
+        message = Counted(site, message_id, digest)
+        with self._transaction() as connection:
+            before = connection.execute(_same_id(message)).first()
+        if before is not None:
+            self._require_same(message, before)
+        return before is not None
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """The counted messages: round, site, id, kind, digest and time, by round and site."""
+        order = select(_messages).order_by(_messages.c.round, _messages.c.site, _messages.c.id)
+        with self._transaction() as connection:
+            rows = connection.execute(order).all()
+        return ({**row._asdict(), "at": row.at.isoformat()} for row in rows)
 
     def release(self) -> tuple[dict[str, Any], npt.NDArray[Any]] | None:
         """The opened sum of a round that was not committed, with what is known of the round; None when there is
         none. RunError when it is damaged."""
-        try:
-            about = self.fact("release")
-        except KeyError:
-            return None
         with self._transaction() as connection:
+            about = _get(connection, "release")
+            if about is None:
+                return None
             place = select(_arrays).where(_arrays.c.name == _RELEASE).order_by(_arrays.c.chunk)
             rows = connection.execute(place).all()
-        return about, _read(_RELEASE, list(rows))
+        return about[0], _read(_RELEASE, list(rows))
 
     def state(self) -> tuple[dict[str, Any], Arrays] | None:
         """The state after the last committed round; None before the first. RunError when an array is damaged."""
-        try:
-            plain = self.fact("state")
-        except KeyError:
-            return None
-        return plain, self.arrays()
+        with self._transaction() as connection:
+            plain = _get(connection, "state")
+            return None if plain is None else (plain[0], _all_arrays(connection))
 
     def arrays(self) -> Arrays:
         """All kept arrays by name, also those that were kept before the first commit."""
         with self._transaction() as connection:
-            rows = connection.execute(select(_arrays).order_by(_arrays.c.name, _arrays.c.chunk)).all()
-        pieces: dict[str, list[Any]] = {}
-        for row in rows:
-            pieces.setdefault(row.name, []).append(row)
-        pieces.pop(_RELEASE, None)
-        return {name: _read(name, chunks) for name, chunks in pieces.items()}
+            return _all_arrays(connection)
 
     def rounds(self) -> Iterator[dict[str, Any]]:
         """The records of all committed rounds, in order."""
         with self._transaction() as connection:
-            for row in connection.execute(select(_rounds.c.record).order_by(_rounds.c.number)):
-                yield row[0]
+            return iter(connection.execute(select(_rounds.c.record).order_by(_rounds.c.number)).scalars().all())
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The audit trail, in order."""
         with self._transaction() as connection:
-            for row in connection.execute(select(_events).order_by(_events.c.id)):
-                yield {
-                    "round": row.round,
-                    "site": row.site,
-                    "kind": row.kind,
-                    "detail": row.detail,
-                    "at": row.at.isoformat(),
-                }
+            rows = connection.execute(select(_events).order_by(_events.c.id)).all()
+        names = ("round", "site", "kind", "detail")
+        return ({**{name: getattr(row, name) for name in names}, "at": row.at.isoformat()} for row in rows)
 
     def close(self) -> None:
         self._engine.dispose()
+        if not self.read_only:
+            self._place.release()
+
+    def _version(self) -> tuple[int, bool]:
+        """The schema, and whether commits are to survive a loss of power; InputError when this version cannot read
+        the journal."""
+        try:
+            with self._transaction() as connection:
+                schema, durable = _get(connection, "schema"), _get(connection, "durable")
+        except RunError as error:
+            what = f"is not a journal of medfl: {error.faults[0].what}"
+            raise InputError.at(self.where, what, "give the folder of a run") from error
+        if schema is None or not isinstance(schema[0], int) or schema[0] < 1:
+            raise InputError.at(self.where, "is not a journal of medfl", "give the folder of a run")
+        if schema[0] > SCHEMA:
+            what = f"has schema {schema[0]}, this version reads {SCHEMA} and older"
+            raise InputError.at(self.where, what, "use the version that wrote it, or a newer one")
+        return schema[0], bool(durable and durable[0])
+
+    def _upgrade(self, schema: int, backup: str = "") -> None:
+        """One transaction a step, with the number and a note of it."""
+        for number, step in enumerate(migrations.STEPS[schema - 1 :], schema):
+            with self._transaction() as connection:
+                step(connection)
+                _put(connection, "schema", number + 1)
+                detail = {"from": number, "to": number + 1, "backup": backup}
+                _append(connection, [_event(0, "", "upgrade", detail)])
+
+    def _count(self, connection: Connection, round_: int, messages: Iterable[Counted]) -> None:
+        for message in messages:
+            before = _count(connection, round_, message)
+            if before is None:
+                continue
+            self._require_same(message, before)
+            if before.round != round_:
+                what = f"was counted in round {before.round} and cannot count in round {round_} too"
+                raise RunError.at(_place_of(message), what, "go on with --resume")
+
+    def _require_same(self, message: Counted, before: Any) -> None:
+        if before.digest != message.digest:
+            what = f"came with the digest {before.digest[:12]} before and with {message.digest[:12]} now"
+            raise RunError.at(_place_of(message), what, "a site gives each message an id of its own; ask the site")
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """All or nothing; RunError when the file cannot be read or written."""
+        """All or nothing; RunError when the journal cannot be read or written. Transactions are not nested."""
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except DatabaseError as error:
+        except (DBAPIError, PoolTimeout) as error:
+            what = error.orig if isinstance(error, DBAPIError) else error
             remedy = "see that there is room and that no other process uses the run, then go on with --resume"
-            raise RunError.at(self.path, f"cannot be used: {error.orig}", remedy) from error
+            raise RunError.at(self.where, f"cannot be used: {' '.join(str(what).split())}", remedy) from error
 
 
-def _connect(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", json_serializer=json.dumps)
+def place_of(where: Where) -> Place:
+    """The place that a file or URL names; InputError when the URL is wrong."""
+    if isinstance(where, Path):
+        from medfl.coordinator.stores.sqlite import FilePlace
 
-    @event.listens_for(engine, "connect")
-    def _set_up(connection: Any, _: Any) -> None:
-        # write-ahead log: a killed process loses nothing that was committed, and readers do not wait
-        connection.execute(f"PRAGMA page_size={_PAGE}")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA wal_autocheckpoint={_WAL // _PAGE}")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        return FilePlace(where)
+    from medfl.coordinator.stores.postgres import PostgresPlace
 
-    return engine
+    return PostgresPlace.of(where)
+
+
+def journal_in(folder: Path) -> Where | None:
+    """Where the journal of a run folder is; None when the folder has none."""
+    if (folder / _FILE).is_file():
+        return folder / _FILE
+    try:
+        return (folder / _POINTER).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError.at(folder / _POINTER, f"cannot be read: {error}", "write the journal's URL there") from error
+
+
+def point_to(folder: Path, journal: Journal) -> None:
+    """Leave in a run folder where its journal is, when that is elsewhere; a password is never written down."""
+    if "://" in journal.where:
+        write_text(folder / _POINTER, journal.where + "\n")
 
 
 def _event(round_: int, site: str, kind: str, detail: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +334,40 @@ def _event(round_: int, site: str, kind: str, detail: Mapping[str, Any]) -> dict
 def _append(connection: Connection, events: list[dict[str, Any]]) -> None:
     if events:
         connection.execute(insert(_events), events)
+
+
+def _get(connection: Connection, key: str) -> tuple[Any] | None:
+    row = connection.execute(select(_run.c.value).where(_run.c.key == key)).first()
+    return None if row is None else (row[0],)
+
+
+def _put(connection: Connection, key: str, value: Any) -> None:
+    connection.execute(delete(_run).where(_run.c.key == key))
+    connection.execute(insert(_run).values(key=key, value=value))
+
+
+def _same_id(message: Counted) -> Select[Any]:
+    return select(_messages).where(_messages.c.site == message.site, _messages.c.id == message.id)
+
+
+def _count(connection: Connection, round_: int, message: Counted) -> Any:
+    """Count a message; None, or what was counted under its id before."""
+    insert_ = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    row = {**message._asdict(), "round": round_, "at": datetime.now(UTC)}
+    new = connection.execute(insert_(_messages).values(row).on_conflict_do_nothing().returning(_messages.c.id)).first()
+    return None if new else connection.execute(_same_id(message)).one()
+
+
+def _place_of(message: Counted) -> str:
+    return f"site {message.site}, message {message.id[:64]}"
+
+
+def _all_arrays(connection: Connection) -> Arrays:
+    pieces: dict[str, list[Any]] = {}
+    for row in connection.execute(select(_arrays).order_by(_arrays.c.name, _arrays.c.chunk)).all():
+        pieces.setdefault(row.name, []).append(row)
+    pieces.pop(_RELEASE, None)
+    return {name: _read(name, chunks) for name, chunks in pieces.items()}
 
 
 def _write(connection: Connection, name: str, array: npt.NDArray[Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medfl.coordinator import records
-from medfl.coordinator.journal import Journal
+from medfl.coordinator.journal import Journal, Where, journal_in
 from medfl.errors import InputError
 from medfl.tasks.base import TASKS
 
@@ -46,16 +46,17 @@ class RunRecord:
 
 def read_run(folder: Path) -> RunRecord:
     """The run in `folder`; InputError when there is none, or when a file of it cannot be read."""
-    if (folder / "journal.db").is_file():
-        return _from_journal(folder)
+    where = journal_in(folder)
+    if where is not None:
+        return _from_journal(folder, where)
     summary = read_json(folder / "summary.json")
     rounds = tuple(_lines(folder / "rounds.jsonl"))
     note = "The folder has no journal: this page was made from summary.json and rounds.jsonl alone."
     return RunRecord(folder, summary, rounds, _saved_study(folder), {}, False, "", "", (note,))
 
 
-def _from_journal(folder: Path) -> RunRecord:
-    journal = Journal.open(folder / "journal.db")
+def _from_journal(folder: Path, where: Where) -> RunRecord:
+    journal = Journal.open(where, read_only=True)
     try:
         inputs, rounds = journal.fact("inputs"), tuple(journal.rounds())
         times = [event["at"] for event in journal.events()]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medfl.coordinator.files import load_model
+from medfl.coordinator.journal import journal_in
 from medfl.errors import InputError
 from medfl.study.build import build_task, choose_device
 from medfl.study.load import load_study
@@ -38,7 +39,7 @@ def model_folder(path: Path) -> Path:
 def run_folder(path: Path) -> Path | None:
     """The run folder that a run or model folder belongs to; None for a model without its run."""
     folders = (path, path.resolve().parent)
-    return next((folder for folder in folders if (folder / "journal.db").is_file()), None)
+    return next((folder for folder in folders if journal_in(folder) is not None), None)
 
 
 def load_saved(path: Path) -> SavedModel:

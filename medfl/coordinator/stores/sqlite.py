@@ -1,0 +1,163 @@
+"""A journal in a file: SQLite with a write-ahead log, and a lock beside it for its one writer.
+
+    <path>         the database, readable by its owner only
+    <path>.lock    held by the process that writes
+
+The file must lie on a local file system: locks of network file systems are not relied on.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import Connection, Engine, QueuePool, StaticPool, create_engine, event, select
+from sqlalchemy.exc import DatabaseError
+
+from medfl.coordinator.stores.base import Place, in_use
+from medfl.coordinator.stores.schema import run
+from medfl.errors import InputError, RunError
+
+# bytes: large pages suit large arrays, and the log is folded back into the database once it has grown to _WAL
+_PAGE = 2**16
+_WAL = 64 * 2**20
+_PATIENCE = 60.0  # seconds that one thread waits for another's transaction
+
+
+class FilePlace(Place):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = str(path)
+        self._lock: IO[str] | None = None
+
+    def made(self, run: str) -> "FilePlace":
+        try:
+            self.path.touch(mode=0o600, exist_ok=False)  # it holds the sites' private arrays
+        except FileExistsError as error:
+            remedy = "resume it with --resume, or choose another folder"
+            raise InputError.at(self.text, "exists already", remedy) from error
+        except OSError as error:
+            raise InputError.at(self.text, f"cannot be made: {error.strerror}", "choose another folder") from error
+        return self
+
+    def found(self) -> "FilePlace":
+        if not self.path.is_file():
+            raise InputError.at(self.text, "does not exist", "give the folder of a run")
+        return self
+
+    def reader(self) -> Engine:
+        return _engine(lambda: _connect(self._reading()), "BEGIN")
+
+    def copy(self) -> Engine:
+        memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        try:
+            with closing(_connect(self._reading())) as source:
+                source.backup(memory)
+        except sqlite3.Error as error:
+            raise RunError.at(self.text, f"cannot be read: {error}", "copy the run folder elsewhere") from error
+        engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool, hide_parameters=True)
+        return _with_begin(engine, "BEGIN")
+
+    def writer(self, token: str, durable: bool) -> Engine:
+        self._lock = _locked(self._lock_path)
+        if self._lock is None:
+            raise in_use(self.text, self._holder())
+
+        def connect() -> sqlite3.Connection:
+            connection = _connect(f"{self._uri}?mode=rw")
+            # write-ahead log: a killed process loses nothing that was committed, and readers do not wait
+            connection.execute(f"PRAGMA page_size={_PAGE}")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA wal_autocheckpoint={_WAL // _PAGE}")
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            return connection
+
+        # threads of this process take turns from the start of a transaction: none has to be begun again
+        return _engine(connect, "BEGIN IMMEDIATE")
+
+    def opened(self) -> None:
+        """A file's lock cannot be lost: nothing to compare."""
+
+    def prepare(self, connection: Connection) -> None:
+        """The file is there."""
+
+    def backup(self, schema: int) -> str:
+        kept = self.path.with_name(f"{self.path.name}.schema-{schema}")
+        draft = kept.with_name(f".{kept.name}.{os.getpid()}")
+        draft.touch(mode=0o600)
+        try:
+            with closing(_connect(self._reading())) as source, closing(sqlite3.connect(draft)) as target:
+                source.backup(target)
+            draft.replace(kept)
+        except (sqlite3.Error, OSError) as error:
+            draft.unlink(missing_ok=True)
+            remedy = "make room beside it: a journal is copied before it is upgraded"
+            raise RunError.at(self.text, f"cannot be copied: {error}", remedy) from error
+        return kept.name
+
+    def release(self) -> None:
+        if self._lock is not None:
+            with suppress(FileNotFoundError):
+                self._lock_path.unlink()
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path.with_name(self.path.name + ".lock")
+
+    @property
+    def _uri(self) -> str:
+        return self.path.resolve().as_uri()
+
+    def _reading(self) -> str:
+        # a folder that cannot be written has no place for the index of the log, and without a log needs none
+        log = self.path.with_name(self.path.name + "-wal")
+        frozen = not os.access(self.path.parent, os.W_OK) and not log.exists()
+        return f"{self._uri}?mode=ro{'&immutable=1' if frozen else ''}"
+
+    def _holder(self) -> Any:
+        engine = self.reader()
+        try:
+            with engine.begin() as connection:
+                return connection.execute(select(run.c.value).where(run.c.key == "writer")).scalar()
+        except DatabaseError:
+            return None  # the other process is making it just now
+        finally:
+            engine.dispose()
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    # transactions are begun by the engine, so that changes of tables are in them too
+    return sqlite3.connect(uri, uri=True, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
+
+
+def _engine(connect: Callable[[], sqlite3.Connection], begin: str) -> Engine:
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
+    return _with_begin(engine, begin)
+
+
+def _with_begin(engine: Engine, begin: str) -> Engine:
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """The file, locked by this process until it is closed; None when another process has it."""
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # the holder before took it away when it ended
