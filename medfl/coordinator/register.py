@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from sqlalchemy import Connection, Engine, Row, insert, select, update
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, Row, insert, select, update
 from sqlalchemy.exc import DatabaseError
 
 from medfl.coordinator.authority import Authority, Clock, utc_now
@@ -65,9 +65,9 @@ class Register(Doorkeeper):
         self._authority = authority
         self._note = note
         self._clock = clock
-        # one connection of its own: SQLite's data_version tells it of every commit by any other
-        self._watch = engine.raw_connection()
         self._lock = threading.Lock()
+        # one connection of its own: SQLite's data_version tells it of every commit by any other
+        self._watch: PoolProxiedConnection | None = None
         self._version = -1
         self._known: dict[str, Row[Any]] = {}
         self._noted: set[tuple[str, str]] = set()
@@ -107,7 +107,9 @@ class Register(Doorkeeper):
         return register
 
     def close(self) -> None:
-        self._watch.close()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
         self._engine.dispose()
 
     # what the study lead does
@@ -279,6 +281,8 @@ class Register(Doorkeeper):
         """All certificates by fingerprint, as they are now."""
         with self._lock:
             try:
+                if self._watch is None:
+                    self._watch = self._engine.raw_connection()
                 # read before the rows: a change in between is seen by the next request
                 version = self._watch.cursor().execute("PRAGMA data_version").fetchone()[0]
             except self._engine.dialect.loaded_dbapi.Error as error:
