@@ -111,9 +111,8 @@ class SiteExecutor:
             course = _Course.untold(steps)
             trained = time.perf_counter()
         else:
-            mark = None
-            if checkpoints is not None:
-                mark = partial(Bookmark, checkpoints, order_key(checkpoints.run, order, model, cases))
+            key = "" if checkpoints is None else order_key(checkpoints.run, order, model, cases)
+            mark = None if checkpoints is None else partial(Bookmark, checkpoints, key)
             course = self._run(samples, order, model, private, step_done, mark)
             trained = time.perf_counter()
             if disclosure is not None:
@@ -159,7 +158,7 @@ class SiteExecutor:
         losses = torch.zeros(steps, device=self.device)
         bookmark = None
         if mark is not None:
-            setup = setup_digest(self.parts, self.device, steps, indices, labels)
+            setup = setup_digest(self.parts, self.device, steps, before | {"indices": indices, "labels": labels})
             bookmark = mark(LocalTraining(context, optimizer, losses, before, setup))
         start = 0 if bookmark is None else bookmark.resume()
         rng = generator(self.parts.seed, "shuffle", order.round, order.site)

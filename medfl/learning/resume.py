@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from medfl import __version__
 from medfl.learning.checkpoint import Checkpoint, EpochStore
 from medfl.learning.rules.base import LocalContext
+from medfl.update.wire import as_bytes
 
 if TYPE_CHECKING:
     from medfl.learning.executor import LocalParts
@@ -107,7 +108,7 @@ class Bookmark:
         context = self._training.context
         if found.setup != self._training.setup:
             log.warning(
-                "site %s, round %d: starts anew: the site's data or software changed since the checkpoint",
+                "site %s, round %d: starts anew: the site's data, state or software changed since the checkpoint",
                 context.site,
                 context.round,
             )
@@ -131,17 +132,17 @@ class Bookmark:
         self._since = time.monotonic()
 
 
-def setup_digest(
-    parts: "LocalParts", device: torch.device, steps: int, indices: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
-) -> str:
-    """SHA-256, as hex, of what decides a site's training beside its order: software, settings, samples (`indices`) and
-    the labels of all samples [N]. The study cannot change within a run; a site's data and software can."""
+def setup_digest(parts: "LocalParts", device: torch.device, steps: int, arrays: Arrays) -> str:
+    """SHA-256, as hex, of what decides a site's training beside its order: software, settings, and the `arrays` that it
+    starts from, such as the labels of the samples and the site's private state. The study cannot change within a run;
+    what lies at the site can."""
     configs = [parts.task.config, parts.plan.config, parts.optimizer, *(rule.config for rule in parts.rules)]
     named = [config.model_dump(mode="json") for config in configs]
     numbers = [parts.batch_size, parts.gradient_clip, parts.seed, steps]
     digest = hashlib.sha256(json.dumps([__version__, torch.__version__, device.type, named, numbers]).encode())
-    for array in (indices, labels):
-        digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array, "<i8").tobytes())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(as_bytes(array))
     return digest.hexdigest()
 
 

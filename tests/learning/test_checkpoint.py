@@ -303,7 +303,7 @@ def test_another_order_starts_anew(tmp_path: Path) -> None:
         assert same(other.run(plain(copied)), other.run())
 
 
-@pytest.mark.parametrize("change", ["labels", "optimiser", "rules", "clip"])
+@pytest.mark.parametrize("change", ["labels", "state", "optimiser", "rules", "clip"])
 def test_a_changed_site_starts_anew_and_says_so(change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     training = toy()
     interrupted(training, tmp_path / "epoch", 2)
@@ -313,9 +313,10 @@ def test_a_changed_site_starts_anew_and_says_so(change: str, tmp_path: Path, cap
         "rules": {"rules": [rule(Averaging)]},
         "clip": {"gradient_clip": 0.1},
     }
-    other = replace(toy(**local.get(change, {})), samples=Rows(POINTS.features, targets))
+    state = {"kept": np.ones(3)} if change == "state" else {}
+    other = replace(toy(**local.get(change, {})), samples=Rows(POINTS.features, targets), state=state)
     assert same(other.run(plain(tmp_path / "epoch")), other.run())
-    assert "data or software changed" in caplog.text
+    assert "changed since the checkpoint" in caplog.text
 
 
 def test_a_disk_that_is_full_costs_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
