@@ -22,6 +22,7 @@ PEER_HEAD = "peer-head"
 """The kind of record that keeps the head of another party's log: {"party", "head"}."""
 
 _FORMAT = 1
+_END = b"\n"
 _REMEDY = "keep the file as it is, and find out who or what changed it; a copy whose head another party knows is whole"
 
 # a clock that was set back must not stop a hospital: the order is that of the numbers, and the times are the clock's
@@ -117,11 +118,7 @@ class AuditLog:
 
         RunError names every line that was changed, is missing, out of order or cut.
         """
-        contents = _verified(path)
-        if head is not None and head not in contents.hashes:
-            what = f"does not hold the record {head[:12]}, which another party has seen: lines were cut off at its end"
-            raise RunError.at(path, f"{what}, or it is another log", LOG.restore)
-        return Verification(contents.owner, len(contents.hashes), contents.head, contents.kept)
+        return read_log(path, head)[0]
 
 
 class _Contents:
@@ -142,27 +139,29 @@ class _Contents:
             self.kept[str(record.body.get("party"))] = str(record.body.get("head"))
 
 
-def _verified(path: Path) -> _Contents:
+def read_log(path: Path, head: str | None = None) -> tuple[Verification, list[Record]]:
+    """A log's verification and its records, without writing to it; errors as of `AuditLog.verify`."""
     if not path.is_file():
         raise InputError.at(path, "is not a file", "give the file of an audit log")
-    faults, contents = Faults(), _Contents()
     with locked(path, os.O_RDONLY, LOG):
         data = path.read_bytes()
+    faults, contents, records = Faults(), _Contents(), list[Record]()
     try:
-        tail = read(LOG, data, str(path))
+        records += read(LOG, data, str(path)).records
     except RunError as error:
         faults.extend(error.faults)
-    else:
-        for record in tail.records:
-            contents.take(record)
-        if not tail.records:
-            faults.add(path, "holds no record at all, not even that of its opening", LOG.restore)
     if data and not data.endswith(b"\n"):
-        lines = data.count(b"\n") + 1
-        what = "was cut, or its writing was not finished"
-        faults.add(f"{path}, line {lines}", what, f"if a process died there, opening the log mends it; else {_REMEDY}")
+        where, what = f"{path}, line {data.count(_END) + 1}", "was cut, or its writing was not finished"
+        faults.add(where, what, f"if a process died there, opening the log mends it; else {_REMEDY}")
+    elif not records and not faults:
+        faults.add(path, "holds no record at all, not even that of its opening", LOG.restore)
+    for record in records:
+        contents.take(record)
+    if head is not None and not faults and head not in contents.hashes:
+        what = f"does not hold the record {head[:12]}, which another party has seen: lines were cut off at its end"
+        faults.add(path, f"{what}, or it is another log", LOG.restore)
     faults.raise_if_any(RunError)
-    return contents
+    return Verification(contents.owner, len(contents.hashes), contents.head, contents.kept), records
 
 
 def _plain(kind: str, detail: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medfl import __version__
-from medfl.cli import coordinator, data, enrol, ledger, model, privacy, simulate, site, study, synth
+from medfl.cli import coordinator, data, enrol, governance, ledger, model, privacy, simulate, site, study, synth
 from medfl.cli.output import console
 from medfl.errors import MedflError, RunError
 
@@ -80,6 +80,15 @@ site_app.command()(site.check)
 site_app.command()(ledger.ledger)
 site_app.command()(enrol.enrol)
 site_app.command()(enrol.renew)
+site_app.command()(governance.studies)
+site_app.command()(governance.show)
+site_app.command()(governance.approve)
+site_app.command()(governance.reject)
+site_app.command()(governance.status)
+site_app.command()(governance.pause)
+site_app.command()(governance.resume)
+site_app.command()(governance.withdraw)
+site_app.command()(governance.audit)
 app.add_typer(site_app, name="site")
 
 coordinator_app = typer.Typer(
@@ -89,6 +98,7 @@ coordinator_app.command()(coordinator.init)
 coordinator_app.command()(coordinator.invite)
 coordinator_app.command()(coordinator.revoke)
 coordinator_app.command()(coordinator.peers)
+coordinator_app.command("audit")(governance.audit_coordinator)
 app.add_typer(coordinator_app, name="coordinator")
 
 privacy_app = typer.Typer(no_args_is_help=True, help="What privacy costs: before a run, and after it.")
