@@ -6,6 +6,7 @@ was lost is made again by the next transaction, which then goes on only if nobod
 
 import hashlib
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -187,8 +188,8 @@ def _psycopg() -> Any:
 
 def _encryption(url: URL) -> Mapping[str, str]:
     """Over a network the server has to prove who it is, unless the URL or PGSSLMODE says otherwise."""
-    hosts = {url.host, url.query.get("host"), os.environ.get("PGHOST") if url.host is None else None} - {None}
-    far = not all(isinstance(host, str) and _is_local(host) for host in hosts)
+    host = url.host or url.query.get("host") or os.environ.get("PGHOST", "localhost")
+    far = not isinstance(host, str) or not _is_local(host)
     return {"sslmode": "verify-full"} if far and "PGSSLMODE" not in os.environ else {}
 
 
@@ -202,8 +203,6 @@ def _is_local(host: str) -> bool:
 
 
 def _writer(connection: "psycopg.Connection[Any]") -> Any:
-    import json
-
     from psycopg import errors
 
     try:
@@ -214,6 +213,7 @@ def _writer(connection: "psycopg.Connection[Any]") -> Any:
 
 
 def _engine(connect: Callable[[], Any]) -> Engine:
+    _psycopg()
     return create_engine(
         "postgresql+psycopg://",
         creator=connect,
