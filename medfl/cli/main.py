@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from medfl import __version__
-from medfl.cli import coordinator, data, enrol, governance, ledger, model, privacy, simulate, site, study, synth
+from medfl.cli import (
+    coordinator,
+    coordinator_start,
+    data,
+    enrol,
+    governance,
+    ledger,
+    model,
+    privacy,
+    simulate,
+    site,
+    site_start,
+    study,
+    synth,
+)
 from medfl.cli.output import console
 from medfl.errors import MedflError, RunError
 
@@ -80,6 +94,7 @@ site_app.command()(site.check)
 site_app.command()(ledger.ledger)
 site_app.command()(enrol.enrol)
 site_app.command()(enrol.renew)
+site_app.command()(site_start.start)
 site_app.command()(governance.studies)
 site_app.command()(governance.show)
 site_app.command()(governance.approve)
@@ -95,6 +110,7 @@ coordinator_app = typer.Typer(
     no_args_is_help=True, help="What the study lead does: set up, let hospitals in, shut out."
 )
 coordinator_app.command()(coordinator.init)
+coordinator_app.command()(coordinator_start.start)
 coordinator_app.command()(coordinator.invite)
 coordinator_app.command()(coordinator.revoke)
 coordinator_app.command()(coordinator.peers)

@@ -16,6 +16,8 @@ from medfl.federation.round import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
 
 _KEPT_ROWS = 8
+# states that come and go in every round
+_QUIET = frozenset({"ready", "training", "loading", "connected"})
 
 
 def make_progress(console: Console, primary: str) -> Observer:
@@ -37,6 +39,10 @@ class PlainProgress(Observer):
             self._line(f"site {info.name}: {counts}{skipped}")
         if done:
             self._line(f"resuming after round {done} of {rounds}")
+
+    def presence(self, site: str, state: str, detail: str = "") -> None:
+        if state not in _QUIET:
+            self._line(f"site {site}: {state}{': ' if detail else ''}{detail}")
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         self._line("  ".join(cell for cell in _cells(record, self._primary, self._rounds) if cell))
@@ -80,10 +86,16 @@ class LiveProgress(PlainProgress):
             self._sites.reset(bar, total=1, note=note)
 
     def local_progress(self, site: str, done: int, steps: int) -> None:
-        self._sites.update(self._bars[site], total=steps, completed=done, note="training")
+        self._sites.update(self._bar(site), total=steps, completed=done, note="training")
 
     def answered(self, site: str, contribution: Contribution) -> None:
-        self._sites.update(self._bars[site], note=_note(contribution))
+        self._sites.update(self._bar(site), note=_note(contribution))
+
+    def _bar(self, site: str) -> TaskID:
+        """The site's bar; a new one for a site that came later."""
+        if site not in self._bars:
+            self._bars[site] = self._sites.add_task(escape(site), total=None, note="")
+        return self._bars[site]
 
     def evaluating(self, split: str, site: str) -> None:
         self._all.update(self._total, note=f"evaluated {split} at {site}")

@@ -102,11 +102,11 @@ def simulate(
         if resume is None and out is None and not any(folder.iterdir()):
             folder.rmdir()
     if report:
-        _write_report(folder)
+        write_reports(folder)
     if json:
         print_json({"run": str(folder), **summary})
     else:
-        _print_summary(folder, summary)
+        print_summary(folder, summary)
 
 
 def _refuse_with_resume(given: list[str]) -> None:
@@ -199,7 +199,8 @@ def _sinks(names: list[str], out: Path) -> "list[Observer]":
     return [make_sink(name, out) for name in names]
 
 
-def _write_report(folder: Path) -> None:
+def write_reports(folder: Path) -> None:
+    """report.html and the model card of a finished run."""
     from medfl.report.card import write_model_card
     from medfl.report.page import write_report
 
@@ -207,7 +208,8 @@ def _write_report(folder: Path) -> None:
     write_report(folder)
 
 
-def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
+def print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """The metrics of each site, and where the run lies."""
     split = summary["metrics"]["split"]
     cases = {site: own["cases"].get(split, 0) for site, own in summary["data"].items()}
     print_sites({**summary, "cases": cases})

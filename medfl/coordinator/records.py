@@ -43,14 +43,14 @@ def round_record(
     epsilon: float | None = None,
     private: bool = False,
 ) -> dict[str, Any]:
-    """One line of rounds.jsonl. `late` and `epsilon` are empty where a study has no deadline and no privacy
+    """One line of rounds.jsonl. `late` sites were at work at the deadline; `epsilon` is empty without a privacy
     mechanism; `void` says why a round's sum was not opened. private: leave out what was measured on single sites'
     updates, which no noise covers."""
     sites = outcome.sites
     return {
         "round": outcome.plan.round,
         "participants": list(outcome.plan.cohort),
-        "late": [],
+        "late": [site for site, mine in sites.items() if mine.late],
         "failed": {site: mine.failure for site, mine in sites.items() if mine.failure},
         "refused": {
             site: {"rule": mine.verdict.rule, "reason": WITHHELD if private else mine.verdict.reason}

@@ -175,6 +175,8 @@ class Rounds:
         answered = sum(not mine.failure for mine in outcome.sites.values())
         try:
             sum_.check(answered)
+            if short := self.federation.short(answered):
+                raise RunError.at(f"round {outcome.plan.round}", short)
             if self.desk is not None:
                 noise = self.desk.release(outcome.plan.round, alive, sum_.codec.grid, sum_.context.size)
             total = sum_.total(lambda stage, messages: self._exchange(stage, messages, course), noise)

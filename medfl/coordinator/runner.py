@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ class Runner:
             "inputs": self.inputs.model_dump(mode="json"),
             "layout": self._layout.to_json(),
             "versions": records.versions(),
+            "sites": [asdict(info) for info in self._opened.sites],
         }
         self._journal = Journal.create(self.out / "journal.db", facts)
         self._begin_with(model, run, noise)
@@ -126,12 +127,19 @@ class Runner:
         model, self._layout = self._transport.initial_model()
         if self._layout.to_json() != self._journal.fact("layout"):
             raise RunError.at(self.out, "holds a run of another network", "use the versions in its summary")
+        self._remember()
         kept = self._journal.fact("noise")
         noise = None if kept is None else NoisePlan.from_json(kept)
         run = self._journal.fact("run")
         self._begin(run, noise)
         self._begin_with(model, run, noise)
         self._transport.restore(_site_states(self._go_back()))
+
+    def _remember(self) -> None:
+        """The sites that the run began with, also those that are away now."""
+        before = {info.name: info for info in map(_info, self._journal.fact("sites"))}
+        now = before | {info.name: info for info in self._opened.sites}
+        self._opened = Opened(tuple(now[name] for name in sorted(now)), self._opened.unseen)
 
     def _plan_noise(self, parameters: int) -> NoisePlan | None:
         """The run's noise; StudyError with everything that stands against it."""
@@ -236,7 +244,14 @@ class Runner:
         if hasattr(self, "_journal"):
             self._journal.close()
 
+    def _gather(self) -> None:
+        """Wait for a quorum. Sites that come later take part, unless noise or keys were agreed on without them."""
+        found = self._transport.gather(self.study.federation.quorum)
+        if found is not None and self._federation.parts.summation is None and self._desk is None:
+            self._opened = Opened(tuple(found), self._opened.unseen)
+
     def _round(self) -> dict[str, Any]:
+        self._gather()
         course = Course()
         outcome = self._rounds.play(self._opened.training, course)
         number, stop = outcome.plan.round, self.study.stop
@@ -258,18 +273,19 @@ class Runner:
         if self.study.privacy is not None and self.study.privacy.site_metrics == "withheld":
             holding = [site for site in holding if site in self._opened.unseen]
         requests = [(site, split) for site in holding]
-        own = [site for site, _ in requests if site not in self._opened.unseen]
+        there, own = [], {site for site, _ in requests if site not in self._opened.unseen}
         for found in self._transport.evaluate(requests, self._coded(self._federation.model)):
             self._observer.evaluating(split, found.site)
             traffic["evaluation_up_bytes"] = traffic.get("evaluation_up_bytes", 0) + found.up_bytes
             traffic["evaluation_down_bytes"] = traffic.get("evaluation_down_bytes", 0) + found.down_bytes
             metrics = self._task.metrics(found.statistics)
             (unseen if found.site in self._opened.unseen else sites)[found.site] = records.metrics_json(metrics)
+            there.append(found.site)
             if found.site in own or not own:
                 add(total, found.statistics)
         return {
             "split": split,
-            "over": own or [site for site, _ in requests],
+            "over": [site for site in there if site in own or not own],
             "global": records.metrics_json(self._task.metrics(total)),
             "sites": sites,
             "unseen": unseen,
@@ -284,7 +300,9 @@ class Runner:
         public = self.study.evaluation.public
         if public is None:
             raise StudyError.at("evaluation.public", "is not set", "name the site whose images are public")
-        (found,) = self._transport.evaluate([(public, "val")], self._coded(model))
+        found = next(iter(self._transport.evaluate([(public, "val")], self._coded(model))), None)
+        if found is None:
+            raise RunError.at(f"site {public}", "holds the public images and is away: nothing can be validated")
         metrics: list[Metric] = self._task.metrics(found.statistics)
         return {metric.name: metric.value for metric in metrics if not metric.class_name}
 
@@ -316,6 +334,10 @@ class Runner:
         write_json(self.out / "summary.json", summary)
         self._journal.set_fact("summary", json.loads((self.out / "summary.json").read_text(encoding="utf-8")))
         return summary
+
+
+def _info(value: Mapping[str, Any]) -> SiteInfo:
+    return SiteInfo(**value)
 
 
 def _refuse_used(out: Path) -> None:

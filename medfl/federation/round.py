@@ -36,7 +36,7 @@ Validate = Callable[[FloatVector], Score]
 @dataclass(frozen=True)
 class FederationParts:
     """Everything a study says about what happens at the coordinator. values: hyper-parameters by dotted name.
-    summation: set when updates are only ever added, as integers."""
+    summation: set when updates are only ever added, as integers. quorum: updates that a round needs."""
 
     schedule: Schedule
     codec: Codec
@@ -45,6 +45,7 @@ class FederationParts:
     server: ServerStep
     values: Mapping[str, Hyperparameter]
     summation: Summation | None = None
+    quorum: int = 1
 
     @property
     def compares_sites(self) -> bool:
@@ -81,6 +82,12 @@ class Contribution:
     verdict: Verdict | None = None
     skipped_upload: bool = False
     failure: str = ""
+    late: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether an update was admitted."""
+        return self.verdict is not None and self.verdict.outcome != "refuse"
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Contribution":
@@ -158,7 +165,7 @@ class OpenRound:
     def fail(self, failure: SiteFailure) -> None:
         """Note that a site did not deliver."""
         self._expect(failure.site, failure.round)
-        self.outcome.sites[failure.site] = Contribution(failure=failure.reason)
+        self.outcome.sites[failure.site] = Contribution(failure=failure.reason, late=failure.late)
 
     def _expect(self, site: str, round_: int) -> None:
         plan = self.outcome.plan
@@ -215,7 +222,15 @@ class Federation:
 
     def close(self, round_: OpenRound) -> RoundOutcome:
         """Combine, and step. RunError when it is not the next round, so that no round is counted twice."""
-        return self.step(round_.outcome, round_.settle())
+        combined, outcome = round_.settle(), round_.outcome
+        outcome.void = self.short(sum(mine.counts for mine in outcome.sites.values()))
+        return self.step(outcome, None if outcome.void else combined)
+
+    def short(self, updates: int) -> str:
+        """Why this many updates do not make a round; "" when they do, or when there is nothing that could count."""
+        if 0 < updates < self.parts.quorum:
+            return f"{updates} updates were admitted, the quorum is {self.parts.quorum}"
+        return ""
 
     def step(self, outcome: RoundOutcome, combined: FloatVector | None, unclipped: float | None = None) -> RoundOutcome:
         """Move the model by the combined update (None: it stays), and let the hyper-parameters and the regulator take
@@ -225,9 +240,7 @@ class Federation:
         if combined is not None:
             self.parts.server.apply(self.model, combined)
             outcome.moved = True
-        admitted = {
-            site: mine for site, mine in outcome.sites.items() if mine.verdict and mine.verdict.outcome != "refuse"
-        }
+        admitted = {site: mine for site, mine in outcome.sites.items() if mine.counts}
         outcome.loss_start = _mean([(mine.loss_start, mine.cases) for mine in admitted.values()])
         outcome.loss = _mean([(mine.loss, mine.cases) for mine in admitted.values()])
         self.round = outcome.plan.round

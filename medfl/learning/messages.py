@@ -78,8 +78,9 @@ class TrainReply:
 
 @dataclass(frozen=True, slots=True)
 class SiteFailure:
-    """A site did not answer with an update. The run goes on without it."""
+    """A site did not answer with an update. The run goes on without it. late: it was still at work at the deadline."""
 
     site: str
     round: int
     reason: str
+    late: bool = False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medfl.errors import RunError
-from medfl.site.home import SiteHome, now, write_json
+from medfl.site.home import SiteHome
 
 _KEYS = frozenset({"at", "state", "coordinator", "run", "round", "detail"})
 
@@ -17,14 +17,6 @@ class Certificate:
 
     identity: str
     expires: str
-
-
-def write_status(
-    home: SiteHome, state: str, coordinator: str = "", run: str = "", round_: int | None = None, detail: str = ""
-) -> None:
-    """Tell what the agent does; whole at every moment."""
-    told = {"at": now(), "state": state, "coordinator": coordinator, "run": run, "round": round_, "detail": detail}
-    write_json(home.status, told)
 
 
 def read_status(home: SiteHome) -> Mapping[str, Any] | None:

@@ -75,6 +75,7 @@ def build_federation(study: Study, noise: NoisePlan | None = None) -> Federation
         server=SERVER_STEPS.build(federation.server),
         values=build_values(study),
         summation=build_summation(study, noise),
+        quorum=federation.quorum,
     )
 
 

@@ -108,6 +108,13 @@ class FederationSection(Section):
     regulator: tuple[Annotated[Chosen, REGULATORS], ...] = Field(
         default=({"kind": "finite"}, {"kind": "norm_history"}), validate_default=True
     )
+    quorum: int = Field(1, ge=1, description="updates that a round needs; with fewer the model stays as it is")
+    deadline: float | None = Field(
+        None, gt=0, description="seconds from a round's orders to its end, with whoever answered; null waits for all"
+    )
+    prune_after: int = Field(
+        3, ge=1, description="failed rounds in a row after which a site is not asked until it shows up again"
+    )
     aggregator: Annotated[Chosen, AGGREGATORS] = Field(default={"kind": "weighted_mean"}, validate_default=True)
     server: Annotated[Chosen, SERVER_STEPS] = Field(default={"kind": "sgd"}, validate_default=True)
 

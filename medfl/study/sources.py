@@ -68,6 +68,18 @@ def assign_cases(inputs: RunInputs) -> Assignment:
     return Assignment(_with_roles(inputs, found, unseen), frozenset(unseen))
 
 
+def own_cases(inputs: RunInputs) -> tuple[Case, ...]:
+    """The cases of the only site of these inputs, which knows of no other site's; the same as in a simulation of all
+    sites. StudyError or DataError with all faults."""
+    study, (site,) = inputs.study, inputs.sites
+    datalist = _joined(inputs)
+    _check_task(study, datalist)
+    _check_classes(study, datalist)
+    cases = assign_splits(datalist.cases, study.data.split, study.seed)
+    quiet = site.name in study.evaluation.unseen
+    return tuple(case for case in cases if not (quiet and case.split == "train"))
+
+
 def _shared_test(case: Case) -> Case:
     """Cases of site "common" belong to nobody, so they never train: without a split they are test cases."""
     return replace(case, split="test") if case.site == COMMON and not case.split else case

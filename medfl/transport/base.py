@@ -69,6 +69,11 @@ class Transport(ABC):
         """One step of the channel's protocol: the answers of the sites that gave one. Why the others did not is
         logged."""
 
+    def gather(self, quorum: int) -> Sequence[SiteInfo] | None:
+        """Wait until `quorum` sites can be asked to train; all sites that ever joined, or None where nobody comes or
+        goes."""
+        return None
+
     @abstractmethod
     def train(
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
@@ -78,7 +83,8 @@ class Transport(ABC):
 
     @abstractmethod
     def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:
-        """Evaluate the model at each (site, split); yield in this order."""
+        """Evaluate the model at each (site, split); yield in this order. What a site that is away or fails would have
+        said is left out, and logged."""
 
     @abstractmethod
     def restore(self, states: Mapping[str, Arrays]) -> None:

@@ -8,7 +8,7 @@ from medfl.errors import Faults, RunError
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, LedgerHeads, TrainOrder, TrainReply
 from medfl.privacy.accounting.base import Budget
-from medfl.privacy.channels.base import PART, Channel, Message, RoundContext, SiteEnd
+from medfl.privacy.channels.base import PART, Channel, Identity, Message, RoundContext, SiteEnd
 from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.base import Ledger, Unit
 from medfl.privacy.ledger.file import FileLedger
@@ -16,6 +16,7 @@ from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.study.build import build_channel, build_mechanism, planned_epochs
 from medfl.study.model import Policy
 from medfl.study.sources import RunInputs
+from medfl.transport.memory import SiteMemory, Transient
 
 _COORDINATOR = "coordinator"
 
@@ -23,12 +24,15 @@ _COORDINATOR = "coordinator"
 class SiteDoor:
     """One site's. Nothing leaves but through here."""
 
-    def __init__(self, name: str, inputs: RunInputs) -> None:
+    def __init__(
+        self, name: str, inputs: RunInputs, identity: Identity | None = None, memory: SiteMemory | None = None
+    ) -> None:
         self.name = name
         self.disclosure: Disclosure | None = None
         self._inputs = inputs
         self._policy = next((site.policy for site in inputs.sites if site.name == name), Policy())
-        self._identity = Ed25519Identity.generate(name)
+        self._identity = identity or Ed25519Identity.generate(name)
+        self._memory = memory or Transient()
         self._end: SiteEnd | None = None
 
     @property
@@ -118,6 +122,7 @@ class SiteDoor:
         return FileLedger.open(folder / f"{self.name}.ledger", self.name, ceiling)
 
     def _guard(self, context: RoundContext, survivors: tuple[str, ...]) -> None:
+        self._memory.opening(context.round, survivors)
         if self.disclosure is not None:
             self.disclosure.guard(context, survivors)
 

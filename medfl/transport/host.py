@@ -5,16 +5,18 @@ from collections.abc import Mapping, Sequence
 
 from medfl.data.base import Case, SiteData
 from medfl.errors import Faults, InputError, MedflError, RunError
+from medfl.learning.checkpoint import order_key
 from medfl.learning.executor import SiteExecutor, StepDone
 from medfl.learning.flat import initial_vector
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
-from medfl.privacy.channels.base import Message
+from medfl.privacy.channels.base import Identity, Message
 from medfl.study.build import build_codec_down, build_local, choose_device
 from medfl.study.sources import RunInputs, load_site_data
 from medfl.tasks.base import Statistics
 from medfl.transport.base import Arrays
 from medfl.transport.door import SiteDoor
 from medfl.transport.faults import corrupted_data, tampering
+from medfl.transport.memory import Memories, Transient
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector, Layout
 
@@ -22,15 +24,23 @@ from medfl.update.vector import FloatVector, Layout
 class SiteHost:
     """Sites that share one process and one network."""
 
-    def __init__(self, inputs: RunInputs, cases: Mapping[str, Sequence[Case]]) -> None:
+    def __init__(
+        self,
+        inputs: RunInputs,
+        cases: Mapping[str, Sequence[Case]],
+        memories: Memories | None = None,
+        identities: Mapping[str, Identity] | None = None,
+    ) -> None:
         self._inputs = inputs
         self._cases = cases
         self._faults = {site.name: site.fault for site in inputs.sites if site.fault is not None}
         self._data: dict[str, SiteData] = {}
-        self._states: dict[str, Arrays] = {name: {} for name in cases}
+        self._memories = memories or {name: Transient() for name in cases}
+        self._run = ""
         self._codec = build_codec_down(inputs.study)
         self._received: tuple[Payload, FloatVector] | None = None
-        self._doors = {name: SiteDoor(name, inputs) for name in cases}
+        known = identities or {}
+        self._doors = {name: SiteDoor(name, inputs, known.get(name), self._memories[name]) for name in cases}
         parts = build_local(inputs.study)
         self._executor = SiteExecutor(parts, choose_device(inputs.study))
 
@@ -70,6 +80,9 @@ class SiteHost:
         """Let every site take up the run; the heads of their ledgers. RunError names every ledger that is older than it
         was."""
         heads, faults = dict[str, LedgerHeads](), Faults()
+        self._run = beginning.run
+        for memory in self._memories.values():
+            memory.begin(beginning.run)
         for name, door in self._doors.items():
             try:
                 found = door.begin(beginning, self._data[name])
@@ -99,22 +112,38 @@ class SiteHost:
         self, order: TrainOrder, model: Payload, step_done: StepDone | None = None
     ) -> tuple[TrainReply | SiteFailure, Arrays]:
         """Train one site. What goes wrong at the site is a SiteFailure: it costs the round one site, not the run."""
-        state = dict(self._states[order.site])
-        door, fault = self._doors[order.site], self._faults.get(order.site)
+        memory, door = self._memories[order.site], self._doors[order.site]
+        state = memory.state(order.round)
         try:
-            data, vector = self._data[order.site], self.receive(model)
+            vector = self.receive(model)
             door.witness(order)
-            tamper = tampering(fault, order.round) if fault else None
-            reply = door.seal(self._executor.train(data, order, vector, state, step_done, door.disclosure, tamper))
+            reply, after = self._trained(order, vector, dict(state), step_done)
+            return door.seal(reply), after
         except MedflError as error:
             where, what = f"site {order.site}", str(error)
             what = what if where in what else f"{where}, round {order.round}: {what}"
-            return SiteFailure(order.site, order.round, what), self._states[order.site]
+            return SiteFailure(order.site, order.round, what), state
         except (OSError, MemoryError, RuntimeError) as error:
             # a full disk or an accelerator out of memory; torch raises RuntimeError for the latter
             logging.getLogger(__name__).exception("site %s, round %d", order.site, order.round)
-            return SiteFailure(order.site, order.round, f"{type(error).__name__}: {error}"), self._states[order.site]
-        self._states[order.site] = state
+            return SiteFailure(order.site, order.round, f"{type(error).__name__}: {error}"), state
+
+    def _trained(
+        self, order: TrainOrder, vector: FloatVector, state: Arrays, step_done: StepDone | None
+    ) -> tuple[TrainReply, Arrays]:
+        """The reply, not sealed yet, and the site's arrays after the round. What was answered before is answered again:
+        neither trained nor charged twice."""
+        memory, fault = self._memories[order.site], self._faults.get(order.site)
+        data, door = self._data[order.site], self._doors[order.site]
+        key = ""
+        if not isinstance(memory, Transient):
+            key = order_key(self._run, order, vector, data.splits["train"].cases if "train" in data.splits else 0)
+            known = memory.reply(key)
+            if known is not None:
+                return known, memory.state(order.round + 1)
+        tamper = tampering(fault, order.round) if fault else None
+        reply = self._executor.train(data, order, vector, state, step_done, door.disclosure, tamper, memory.checkpoints)
+        memory.keep(key, reply, state)
         return reply, state
 
     def evaluate(self, site: str, split: str, model: Payload) -> Statistics:
@@ -126,4 +155,7 @@ class SiteHost:
         return self._executor.evaluate(samples, self.receive(model))
 
     def restore(self, states: Mapping[str, Arrays]) -> None:
-        self._states.update({name: dict(arrays) for name, arrays in states.items() if name in self._states})
+        for name, arrays in states.items():
+            memory = self._memories.get(name)
+            if isinstance(memory, Transient):
+                memory.arrays = dict(arrays)

@@ -65,8 +65,12 @@ def encode_statistics(statistics: Statistics) -> bytes:
 def decode_statistics(message: Buffer) -> Statistics:
     """RunError for anything that is not a set of statistics, or is larger than MAX_STATISTICS when unpacked."""
     try:
-        plain = zstandard.decompress(bytes(message), max_output_size=MAX_STATISTICS)
+        # what a frame says of its size is the sender's word: read no further than the limit
+        with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(message) as reader:
+            plain = reader.read(MAX_STATISTICS + 1)
     except zstandard.ZstdError as error:
         raise RunError.at("statistics", f"cannot be unpacked: {error}") from error
+    if len(plain) > MAX_STATISTICS:
+        raise RunError.at("statistics", f"are larger than {MAX_STATISTICS} bytes when unpacked")
     _, arrays = unpack_arrays(plain)
     return {name: np.array(values, np.float64) for name, values in arrays.items()}

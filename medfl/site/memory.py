@@ -1,0 +1,141 @@
+"""A site's memory of its runs, on disk: what a killed process had answered is answered again.
+
+    <folder>/<run>/round-<number>     order key, reply, private arrays and their SHA-256, in the format of the wire
+    <folder>/<run>/opened.json        {round: survivors} of the sums that the site helped to open
+    <folder>/<run>/training           the last whole local epoch of a training that runs
+
+The answers of the two last rounds are kept: an older one is never asked for again.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from medfl.errors import RunError
+from medfl.learning.checkpoint import EpochStore, FileEpochStore
+from medfl.learning.messages import TrainReply
+from medfl.transport.base import Arrays
+from medfl.transport.memory import SiteMemory
+from medfl.transport.messages import decode_reply, encode_reply
+from medfl.update.wire import Buffer, pack_arrays, parts, size, unpack, unpack_arrays
+
+log = logging.getLogger(__name__)
+
+_KEPT = 2
+_DIGEST = 32
+
+
+class DiskMemory(SiteMemory):
+    """Call `begin` first. One process at a time."""
+
+    def __init__(self, folder: Path, epoch_seconds: float = 5.0) -> None:
+        self._root = folder
+        self._epoch_seconds = epoch_seconds
+        self._folder = folder
+        self._checkpoints: FileEpochStore | None = None
+
+    def begin(self, run: str) -> None:
+        if not run.isalnum():
+            raise RunError.at("run", f"{run[:40]!r} cannot be the name of a folder", "ask the study lead")
+        self._folder = self._root / run
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._checkpoints = FileEpochStore(self._folder / "training", run, self._epoch_seconds)
+
+    @property
+    def checkpoints(self) -> EpochStore | None:
+        return self._checkpoints
+
+    def rounds(self) -> list[int]:
+        """The rounds whose answers are kept."""
+        return sorted(int(path.name.removeprefix("round-")) for path in self._folder.glob("round-*"))
+
+    def reply(self, key: str) -> TrainReply | None:
+        for round_ in reversed(self.rounds()):
+            found = self._read(round_)
+            if found is not None and found[0] == key:
+                return found[1]
+        return None
+
+    def state(self, round_: int) -> Arrays:
+        """RunError when the file that should hold them is damaged: to go on without them would be silent loss."""
+        earlier = [number for number in self.rounds() if number < round_]
+        if not earlier:
+            return {}
+        found = self._read(earlier[-1])
+        if found is None:
+            raise RunError.at(
+                self._folder / _name(earlier[-1]), "is damaged", "restore it, or remove it to start with fresh arrays"
+            )
+        return found[2]
+
+    def keep(self, key: str, reply: TrainReply, state: Arrays) -> None:
+        reply_pieces, state_pieces = encode_reply(reply), pack_arrays({}, state)
+        header = {"key": key, "reply": size(reply_pieces)}
+        pieces = [*parts(header), *reply_pieces, *state_pieces]
+        _write(self._folder / _name(reply.round), pieces)
+        for number in self.rounds():
+            # a round that is trained again follows a state before it: nothing newer counts
+            if number <= reply.round - _KEPT or number > reply.round:
+                (self._folder / _name(number)).unlink(missing_ok=True)
+        if self._checkpoints is not None:
+            self._checkpoints.clear()
+
+    def _read(self, round_: int) -> tuple[str, TrainReply, Arrays] | None:
+        path = self._folder / _name(round_)
+        try:
+            content = memoryview(path.read_bytes())
+            body, digest = content[:-_DIGEST], content[-_DIGEST:]
+            if sha256(body).digest() != digest:
+                raise RunError.at(path, "is damaged: its SHA-256 does not fit")
+            start = 8 + int.from_bytes(body[4:8], "little")
+            header, _ = unpack(body[:start])
+            end = start + int(header["reply"])
+            _, arrays = unpack_arrays(body[end:])
+            return str(header["key"]), decode_reply(body[start:end]), arrays
+        except (OSError, RunError, KeyError, ValueError) as error:
+            log.warning("%s is not used: %s", path, error)
+            return None
+
+    def opening(self, round_: int, survivors: tuple[str, ...]) -> None:
+        path = self._folder / "opened.json"
+        known: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
+        before = known.get(str(round_))
+        if before is not None and set(before) != set(survivors):
+            raise RunError.at(
+                f"round {round_}",
+                f"this site helped to open the sum of {', '.join(before)}, and does not open that of "
+                f"{', '.join(survivors)}",
+                "go on with the next round",
+            )
+        if before is None:
+            known[str(round_)] = sorted(survivors)
+            _write(path, [json.dumps(known).encode()], digest=False)
+
+
+def _name(round_: int) -> str:
+    return f"round-{round_:06d}"
+
+
+def _write(path: Path, pieces: Iterable[Buffer], digest: bool = True) -> None:
+    """The whole file or none, and on the disk."""
+    draft = path.with_name(f".{path.name}.draft")
+    found: Any = sha256()
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            found.update(piece)
+        if digest:
+            file.write(found.digest())
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

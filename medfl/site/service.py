@@ -1,0 +1,80 @@
+"""`medfl site start`: the agent, and the line that it holds to its coordinator."""
+
+import logging
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from medfl.errors import MedflError
+from medfl.keys import Ask
+from medfl.site.agent import Agent
+from medfl.site.enrolment import Credentials, load_credentials, renew
+from medfl.site.home import SiteHome
+from medfl.transport.grpc.client import Address, hold
+from medfl.transport.grpc.enrolment import connect
+
+log = logging.getLogger(__name__)
+
+_RENEWAL_LOOK = 3600.0
+
+
+class SiteService:
+    """One site, until `stop`."""
+
+    def __init__(self, folder: Path, ask: Ask | None = None) -> None:
+        self._folder = folder
+        self._ask = ask
+        self.home = SiteHome.open(folder)
+        self._credentials = load_credentials(folder, ask)
+        self.agent = Agent(self.home, self._credentials.identity)
+        self._error: MedflError | None = None
+
+    def stop(self) -> None:
+        self.agent.stop.set()
+
+    def run(self) -> None:
+        """Serve until stopped. Raises what makes it useless to go on: the coordinator said so, or the run is over."""
+        agent = self.agent
+        self.home.audit.append("started", {"session": agent.session})
+        line = threading.Thread(target=self._hold, name="line", daemon=True)
+        line.start()
+        threading.Thread(target=self._keep_certificate, name="renewal", daemon=True).start()
+        try:
+            agent.work()
+        finally:
+            agent.stop.set()
+            line.join(5)
+            agent.say("stopped")
+            self.home.audit.append("stopped", {"session": agent.session})
+        if self._error is not None:
+            raise self._error
+
+    def _hold(self) -> None:
+        agent = self.agent
+        try:
+            hold(self._address, agent.hello, agent.box, agent.welcomed, agent.stop, self._contact)
+        except MedflError as error:
+            self._error = error
+        finally:
+            agent.stop.set()
+
+    def _contact(self, state: str, detail: str) -> None:
+        log.info("%s: %s", state, detail)
+
+    def _address(self) -> Address:
+        found = self._credentials
+        return Address(found.connection.address, found.ca, found.key, found.certificate)
+
+    def _keep_certificate(self) -> None:
+        """Renew the certificate in good time; the line goes on, and the next one uses it."""
+        while True:
+            if self._credentials.renewal_due(datetime.now(UTC)):
+                try:
+                    self._credentials = self._renewed()
+                except MedflError as error:
+                    log.warning("the certificate could not be renewed, and will be tried again: %s", error)
+            if self.agent.stop.wait(_RENEWAL_LOOK):
+                return
+
+    def _renewed(self) -> Credentials:
+        return renew(self._folder, connect, self._ask)

@@ -1,0 +1,1 @@
+"""Frames over gRPC with mutual TLS: one stream that each site opens."""

@@ -1,0 +1,67 @@
+"""What a site remembers of a run beside its data: its private arrays, what it answered, what it helped to open."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from medfl.learning.checkpoint import EpochStore
+from medfl.learning.messages import TrainReply
+from medfl.transport.base import Arrays
+
+
+class SiteMemory(ABC):
+    """One site's. key: `order_key`: what was asked, whatever attempt asked it. Replies are kept unsealed: under a
+    channel every attempt seals them anew, and under differential privacy they are noised and charged already."""
+
+    @abstractmethod
+    def begin(self, run: str) -> None:
+        """From now on it is about this run."""
+
+    @abstractmethod
+    def reply(self, key: str) -> TrainReply | None:
+        """What was answered to this order; None when nothing is known."""
+
+    @abstractmethod
+    def state(self, round_: int) -> Arrays:
+        """The site's private arrays as they were before a round."""
+
+    @abstractmethod
+    def keep(self, key: str, reply: TrainReply, state: Arrays) -> None:
+        """A round's answer and the arrays after it; durable when this returns."""
+
+    @abstractmethod
+    def opening(self, round_: int, survivors: tuple[str, ...]) -> None:
+        """The site is about to help opening a round's sum of these sites. RunError when it helped with another sum of
+        that round, before a restart: two sums of the same updates would show their difference."""
+
+    @property
+    @abstractmethod
+    def checkpoints(self) -> EpochStore | None:
+        """Where a local training is kept while it runs."""
+
+
+class Transient(SiteMemory):
+    """Of a simulation: the journal keeps the arrays, and a channel's end what it opened."""
+
+    def __init__(self) -> None:
+        self.arrays: Arrays = {}
+
+    def begin(self, run: str) -> None: ...
+
+    def reply(self, key: str) -> None:
+        return None
+
+    def state(self, round_: int) -> Arrays:
+        return self.arrays
+
+    def keep(self, key: str, reply: TrainReply, state: Arrays) -> None:
+        self.arrays = state
+
+    def opening(self, round_: int, survivors: tuple[str, ...]) -> None: ...
+
+    @property
+    def checkpoints(self) -> None:
+        return None
+
+
+Memories = Mapping[str, SiteMemory]
+"""By site."""

@@ -1,0 +1,321 @@
+"""The coordinator's post office: requests to sites and their answers, whatever line they come by, and who is there.
+
+A request's id is made from what it says, so the same request is the same after a restart: a site that has the answer
+already gives it again, and does nothing twice. A request that was not answered is sent again to a new process of the
+site, after the greeting that every process gets first.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from medfl.errors import RunError
+from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
+from medfl.transport.peers import Peer
+from medfl.transport.protocol.medfl_pb2 import Beat, Frame, Welcome
+from medfl.update.wire import Buffer, parts
+
+VERSIONS = (1,)
+"""Of the protocol, that this software speaks."""
+BEAT = 2.0
+"""Seconds between two beats."""
+_SESSION = re.compile(r"[0-9a-f]{16,64}")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a site is asked: pieces in the format of `medfl.update.wire`."""
+
+    kind: str
+    pieces: Sequence[Buffer]
+
+    @classmethod
+    def of(cls, kind: str, header: Mapping[str, Any], buffers: Sequence[Buffer] = ()) -> "Request":
+        return cls(kind, parts({"do": kind, **header}, buffers))
+
+
+@dataclass
+class Ticket:
+    """A request that was posted. answer: once it is there; failure: why there will be none."""
+
+    site: str
+    id: str
+    request: Request
+    answer: memoryview | None = None
+    failure: str = ""
+    up_bytes: int = 0
+    down_bytes: int = 0
+    progress: Callable[[str, int, int], None] | None = None
+    _outgoing: Outgoing | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self.answer is not None or bool(self.failure)
+
+
+@dataclass
+class _Desk:
+    """What is kept of one site, over connections."""
+
+    peer: Peer
+    box: Mailbox
+    session: str = ""
+    line: Line | None = None
+    state: str = "away"
+    detail: str = ""
+    since: float = field(default_factory=time.monotonic)
+    open: dict[str, Ticket] = field(default_factory=dict)
+    greetings: dict[str, Ticket] = field(default_factory=dict)
+
+
+Presence = Callable[[str, str, str], None]
+Witness = Callable[[str, str, str], tuple[str, str]]
+"""(party, head of its audit log, head of ours that it kept last) -> (ours, the head of its log that we kept last)."""
+
+
+class Post:
+    """Thread-safe. greeted(ticket): called with what a new process of a site answers first. largest: bytes of a message
+    from a site."""
+
+    def __init__(
+        self,
+        name: str,
+        spool: Path,
+        presence: Presence,
+        largest: int = 2**26,
+        witness: Witness = lambda party, head, kept: ("", ""),
+    ) -> None:
+        self.name = name
+        self.largest = largest
+        self.changed = threading.Condition(threading.RLock())
+        self._greeting: list[Request] = []
+        self.greeted: Callable[[Ticket], None] = lambda ticket: None
+        self._spool = spool
+        self._presence = presence
+        self._witness = witness
+        self._desks: dict[str, _Desk] = {}
+
+    # lines
+
+    def welcome(self, peer: Peer, frame: Frame) -> Line:
+        """A peer opened a stream with this frame; RunError when it may not."""
+        if frame.WhichOneof("kind") != "hello":
+            raise RunError.at(peer.name, "did not begin with a greeting")
+        hello = frame.hello
+        if hello.name != peer.name:
+            raise RunError.at(peer.name, f"calls itself {hello.name!r}, its certificate says {peer.name!r}")
+        if peer.role == "auditor":
+            raise RunError.at(peer.name, "is an auditor: it may look, and takes no part")
+        common = set(hello.versions) & set(VERSIONS)
+        if not common:
+            ours = ", ".join(map(str, VERSIONS))
+            raise RunError.at(
+                peer.name, f"speaks protocol {list(hello.versions)}, this coordinator {ours} ({hello.software})"
+            )
+        if not _SESSION.fullmatch(hello.session):
+            raise RunError.at(peer.name, "has no session of its own")
+        head, kept = self._witness(peer.name, hello.audit, hello.kept)
+        answer = Welcome(
+            version=max(common), coordinator=self.name, beat=BEAT, largest=self.largest, audit=head, kept=kept
+        )
+        with self.changed:
+            desk = self._desk(peer)
+            fresh = hello.session != desk.session
+            desk.session, desk.peer = hello.session, peer
+            if fresh:
+                self._greet(desk)
+            desk.line = desk.box.connect(BEAT, [Frame(welcome=answer)])
+            self._turn(desk, "connected", "")
+            return desk.line
+
+    def _desk(self, peer: Peer) -> _Desk:
+        if peer.name not in self._desks:
+            name = peer.name
+
+            def wanted(id_: str, size: int) -> Wanted:
+                return self._wanted(name, id_, size)
+
+            def arrived(id_: str, message: memoryview, came: int) -> None:
+                self._arrived(name, id_, message, came)
+
+            self._desks[name] = _Desk(peer, Mailbox(self._spool / name, wanted, arrived))
+        return self._desks[peer.name]
+
+    def _greet(self, desk: _Desk) -> None:
+        """A new process: the greeting, and then everything that is open."""
+        desk.greetings = {}
+        for ticket in desk.open.values():
+            desk.box.forget(ticket.id)
+        for number, request in enumerate(self._greeting):
+            self._greet_with(desk, number, request)
+        for ticket in desk.open.values():
+            self._send(desk, ticket)
+
+    def _greet_with(self, desk: _Desk, number: int, request: Request) -> None:
+        # every process is greeted, so its session is a part of the id
+        ticket = Ticket(desk.peer.name, f"{request.kind}-{desk.session[:16]}-{number}", request)
+        desk.greetings[ticket.id] = ticket
+        desk.box.send(Outgoing(ticket.id, request.pieces))
+
+    def greet(self, request: Request) -> None:
+        """Add to what every process of every site is asked first, and ask those that are there."""
+        with self.changed:
+            self._greeting.append(request)
+            for desk in self._desks.values():
+                if desk.session:
+                    self._greet_with(desk, len(self._greeting) - 1, request)
+
+    def take(self, peer: Peer, line: Line, frame: Frame) -> None:
+        """A frame that came by a line."""
+        if line.ended:
+            return
+        if frame.WhichOneof("kind") == "beat":
+            self._beat(peer.name, frame.beat)
+        elif frame.WhichOneof("kind") == "goodbye":
+            log.info("site %s says goodbye: %s", peer.name, frame.goodbye.reason)
+            line.end()
+        else:
+            line.take(frame)
+
+    def _beat(self, site: str, beat: Beat) -> None:
+        with self.changed:
+            desk = self._desks[site]
+            if beat.state and (beat.state, beat.detail) != (desk.state, desk.detail):
+                self._turn(desk, beat.state[:40], beat.detail[:400])
+            running = [ticket for ticket in desk.open.values() if ticket.progress is not None]
+        if running and beat.steps and running[0].progress is not None:
+            running[0].progress(site, beat.done, beat.steps)
+
+    def gone(self, peer: Peer, line: Line, reason: str) -> None:
+        """A line has ended."""
+        with self.changed:
+            desk = self._desks.get(peer.name)
+            if desk is not None and desk.line is line:
+                desk.line = None
+                self._turn(desk, "lost", reason)
+
+    def _turn(self, desk: _Desk, state: str, detail: str) -> None:
+        desk.state, desk.detail = state, detail
+        if state in ("lost", "connected"):
+            desk.since = time.monotonic()
+        self.changed.notify_all()
+        self._presence(desk.peer.name, state, detail)
+
+    # messages
+
+    def _wanted(self, site: str, id_: str, size: int) -> Wanted:
+        with self.changed:
+            desk = self._desks[site]
+            ticket = desk.open.get(id_) or desk.greetings.get(id_)
+            if ticket is None:
+                return "no"
+            if ticket.settled:
+                return "have"
+        if size > self.largest:
+            raise RunError.at(f"site {site}", f"announced an answer of {size} bytes, {self.largest} are the limit")
+        return "take"
+
+    def _arrived(self, site: str, id_: str, message: memoryview, came: int) -> None:
+        with self.changed:
+            desk = self._desks[site]
+            greeting = desk.greetings.get(id_)
+            ticket = greeting or desk.open.get(id_)
+            if ticket is None or ticket.settled:
+                return
+            ticket.answer, ticket.up_bytes = message, came
+            self._settle(desk, ticket)
+        if greeting is not None:
+            self.greeted(greeting)
+
+    def _settle(self, desk: _Desk, ticket: Ticket) -> None:
+        if ticket._outgoing is not None:
+            ticket.down_bytes += ticket._outgoing.sent
+            ticket._outgoing = None
+        desk.box.forget(ticket.id)
+        self.changed.notify_all()
+
+    def post(
+        self, site: str, request: Request, progress: Callable[[str, int, int], None] | None = None, bulk: bytes = b""
+    ) -> Ticket:
+        """Ask a site. bulk: a digest of the buffers, where the caller has it: only the header is then hashed."""
+        digest = sha256(request.pieces[0])
+        if bulk:
+            digest.update(bulk)
+        else:
+            for piece in request.pieces[1:]:
+                digest.update(piece)
+        ticket = Ticket(site, f"{request.kind}-{digest.hexdigest()[:40]}", request, progress=progress)
+        with self.changed:
+            desk = self._desks.get(site)
+            if desk is None:
+                ticket.failure = "has not called yet"
+                return ticket
+            known = desk.open.get(ticket.id)
+            if known is not None:
+                return known
+            desk.open[ticket.id] = ticket
+            self._send(desk, ticket)
+            return ticket
+
+    def _send(self, desk: _Desk, ticket: Ticket) -> None:
+        if ticket.settled:
+            return
+        if ticket._outgoing is not None:
+            ticket.down_bytes += ticket._outgoing.sent
+        ticket._outgoing = Outgoing(ticket.id, ticket.request.pieces)
+        desk.box.send(ticket._outgoing)
+
+    def drop(self, tickets: Iterable[Ticket], reason: str) -> None:
+        """Do not wait for these answers any more; what comes under their ids later is not wanted."""
+        with self.changed:
+            for ticket in tickets:
+                desk = self._desks.get(ticket.site)
+                if desk is None or desk.open.pop(ticket.id, None) is None or ticket.settled:
+                    continue
+                ticket.failure = reason
+                self._settle(desk, ticket)
+                if desk.line is not None:
+                    desk.box.forget(ticket.id, tell=True)
+
+    def sweep(self) -> None:
+        """Remove what lies in the spools and is not awaited."""
+        with self.changed:
+            desks = list(self._desks.values())
+        for desk in desks:
+            desk.box.clear(keep=lambda id_, desk=desk: id_ in desk.open or id_ in desk.greetings)  # type: ignore[misc]
+
+    # who is there
+
+    def away(self, site: str) -> float | None:
+        """Seconds since the site was lost; None while it is there, infinite when it never was."""
+        with self.changed:
+            desk = self._desks.get(site)
+            if desk is None:
+                return float("inf")
+            return None if desk.line is not None else time.monotonic() - desk.since
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        """State and detail of every site that called."""
+        with self.changed:
+            return {name: (desk.state, desk.detail) for name, desk in self._desks.items()}
+
+    def mark(self, site: str, state: str, detail: str = "") -> None:
+        """Tell those who watch what the coordinator makes of a site."""
+        with self.changed:
+            if site in self._desks:
+                self._turn(self._desks[site], state, detail)
+
+    def close(self, reason: str, again: bool) -> None:
+        """End all lines with a last word."""
+        with self.changed:
+            for desk in self._desks.values():
+                if desk.line is not None:
+                    desk.line.end(reason, again)

@@ -1,0 +1,1 @@
+"""The control messages between coordinator and site, generated from `medfl.proto` by `make protocol`."""
