@@ -1,6 +1,7 @@
 """A run's numbers for Prometheus. Needs the extra `metrics`."""
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from medfl.report.dashboard.words import STATES
 from medfl.study.model import Study
 
 if TYPE_CHECKING:
-    import threading
     from wsgiref.simple_server import WSGIServer
 
 
@@ -34,6 +34,7 @@ class MetricsObserver(Observer):
         own: dict[str, Any] = {"namespace": "medfl", "registry": self.registry}
         self._study = study
         self._states: dict[str, str] = {}
+        self._lock = threading.Lock()
         self._info = Gauge("run_info", "The study that runs; always 1.", ["study", "task"], **own)
         self._planned = Gauge("rounds_planned", "Rounds that the study asks for.", **own)
         self._done = Gauge("rounds_completed", "Rounds that are committed.", **own)
@@ -75,12 +76,13 @@ class MetricsObserver(Observer):
                 self.presence(info.name, "ready")
 
     def presence(self, site: str, state: str, detail: str = "") -> None:
-        before = self._states.get(site)
-        self._states[site] = state
-        if before is not None:
-            self._sites.labels(before).dec()
-        self._sites.labels(state).inc()
-        self._there.labels(site).set(state in ("connected", "ready"))
+        with self._lock:
+            before = self._states.get(site)
+            self._states[site] = state
+            if before is not None:
+                self._sites.labels(before).dec()
+            self._sites.labels(state).inc()
+            self._there.labels(site).set(state in ("connected", "ready"))
 
     def round_started(self, plan: RoundPlan) -> None:
         self._current.set(plan.round)
@@ -131,7 +133,7 @@ class MetricsServer:
 
     url: str
     _server: "WSGIServer" = field(repr=False)
-    _thread: "threading.Thread" = field(repr=False)
+    _thread: threading.Thread = field(repr=False)
 
     def stop(self) -> None:
         """Close the port; a second call does nothing."""

@@ -47,7 +47,8 @@ _UNKNOWN = Shape("circle", "", "idle")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A site on the map. ring: share of its local training that is done, for the arc around it."""
+    """A site on the map. ring: the arc around it for the share of local training that is done; above: whether its words
+    stand above it, where no link crosses them."""
 
     site: str
     name: str
@@ -58,6 +59,7 @@ class Node:
     y: float
     ring: str
     works: bool
+    above: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,14 @@ def site_map(sites: Mapping[str, Mapping[str, Any]], width: int) -> Map:
     """The sites around the coordinator. width: of the drawing; below 500 it is made for a narrow screen."""
     shown = dict(list(sites.items())[:MAPPED_SITES])
     if width >= 500 and len(shown) <= AROUND:
-        height, places = 370, _around(len(shown), width / 2, 170)
+        height, places = 400, _around(len(shown), width / 2, 200)
     else:
         height, places = _columns(len(shown), width)
-    nodes = [_node(site, about, place) for (site, about), place in zip(shown.items(), places, strict=True)]
-    return Map(width, height, width / 2, height / 2 - 15, nodes, _map_alt(sites))
+    nodes = [
+        _node(site, about, place, place[1] < height / 2)
+        for (site, about), place in zip(shown.items(), places, strict=True)
+    ]
+    return Map(width, height, width / 2, height / 2, nodes, _map_alt(sites))
 
 
 def _around(many: int, x: float, y: float) -> list[tuple[float, float]]:
@@ -93,12 +98,14 @@ def _around(many: int, x: float, y: float) -> list[tuple[float, float]]:
 def _columns(many: int, width: int) -> tuple[int, list[tuple[float, float]]]:
     shares = (0.11, 0.31, 0.69, 0.89) if width >= 500 and many > 2 * AROUND else (0.18, 0.82)
     rows = max(math.ceil(many / len(shares)), 2)
-    return 72 * rows + 10, [
-        (width * shares[place % len(shares)], 34 + 72 * (place // len(shares))) for place in range(many)
+    height = 72 * rows + 40
+    return height, [
+        (width * shares[place % len(shares)], height / 2 + 72 * (place // len(shares) - (rows - 1) / 2))
+        for place in range(many)
     ]
 
 
-def _node(site: str, about: Mapping[str, Any], place: tuple[float, float]) -> Node:
+def _node(site: str, about: Mapping[str, Any], place: tuple[float, float], above: bool) -> Node:
     state, progress = about["state"], about["progress"]
     says = STATES.get(state, state)
     if state == "ready" and about["activity"]:
@@ -109,7 +116,7 @@ def _node(site: str, about: Mapping[str, Any], place: tuple[float, float]) -> No
     ring = _arc(progress["done"] / progress["steps"]) if progress and progress["steps"] else ""
     x, y = (round(value, 1) for value in place)
     works = about["activity"] in ("waiting", "training") and state in ("ready", "connected")
-    return Node(site, name, says, state, SHAPES.get(state, _UNKNOWN), x, y, ring, works)
+    return Node(site, name, says, state, SHAPES.get(state, _UNKNOWN), x, y, ring, works, above)
 
 
 def _arc(share: float) -> str:

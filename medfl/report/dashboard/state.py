@@ -98,7 +98,7 @@ class LiveState(Observer):
                 mine = self._site(info.name)
                 mine.update(cases=dict(info.cases), skipped=len(info.skipped))
                 if mine["state"] in ("away", "connected", "held"):
-                    mine.update(state="ready", since=_now())
+                    mine.update(state="ready", detail="", since=_now())
             going_on = f"; the run goes on after round {done}" if done else ""
             self._note("opened", "", f"{count(len(sites), 'site')} ready for {count(rounds, 'round')}{going_on}")
 
@@ -114,8 +114,8 @@ class LiveState(Observer):
         with self._changing("run", "sites"):
             self._live.update(phase="training", round=plan.round)
             for name in {*self._sites, *plan.cohort}:
-                inside = name in plan.cohort
-                self._site(name).update(activity="waiting" if inside else "not in this round", progress=None)
+                activity = "waiting" if name in plan.cohort else "not in this round" if name in plan.cases else ""
+                self._site(name).update(activity=activity, progress=None)
             self._note("round", "", f"round {plan.round} started with {listed(plan.cohort)}")
 
     def local_progress(self, site: str, done: int, steps: int) -> None:

@@ -83,8 +83,7 @@ class Pages:
         if not events:
             return "Nothing has happened yet."
         last = events[-1]
-        said = f"{last['site']}: {last['text']}" if last["site"] else last["text"]
-        return f"{said[:1].upper()}{said[1:]}"
+        return f"{last['site']}: {last['text']}" if last["site"] else f"{last['text'][:1].upper()}{last['text'][1:]}"
 
     def _render(self, name: str) -> str:
         kept = self._html.get(name)
