@@ -46,8 +46,9 @@ _NOTED = 1000  # refusals at the door that are remembered, so that each is noted
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """A line of the register. state: "invited", "lapsed" (its invitation expired unused), "enrolled", "expired" or
-    "revoked". expires: of the certificate, else of the invitation."""
+    """A line of the register. state: "invited" (for the first time, or again after its certificate ended), "lapsed"
+    (its invitation ended unused), "enrolled", "expired" or "revoked". expires: when the certificate, else the
+    invitation ends."""
 
     name: str
     role: Role
@@ -151,11 +152,12 @@ class Register(Doorkeeper):
         found: dict[str, PeerState] = {}
         with self._transaction() as database:
             for row in database.execute(select(invitations).order_by(invitations.c.id)):
-                state = "invited" if row.expires_at > now and row.withdrawn_at is None else "lapsed"
-                found[row.name] = PeerState(row.name, row.role, state, row.expires_at)
+                open_ = row.used_at is None and row.withdrawn_at is None and row.expires_at > now
+                found[row.name] = PeerState(row.name, row.role, "invited" if open_ else "lapsed", row.expires_at)
             for row in database.execute(select(certificates).order_by(certificates.c.issued_at, certificates.c.serial)):
                 state = "revoked" if row.revoked_at else "expired" if row.not_after <= now else "enrolled"
-                found[row.name] = PeerState(row.name, row.role, state, row.not_after, row.identity)
+                if state == "enrolled" or found[row.name].state != "invited":
+                    found[row.name] = PeerState(row.name, row.role, state, row.not_after, row.identity)
         return [found[name] for name in sorted(found)]
 
     # what the coordinator does
@@ -191,6 +193,13 @@ class Register(Doorkeeper):
     def renew(self, peer: Peer, request: bytes) -> bytes:
         """A new certificate for the same name, role and identity. Those before it stay good for a week, or until they
         expire."""
+        try:
+            return self._renew(peer, request)
+        except AdmissionError as error:
+            self._note("renewal-refused", {"name": peer.name, "why": error.faults[0].what})
+            raise
+
+    def _renew(self, peer: Peer, request: bytes) -> bytes:
         key, now = requested_key(request), self._clock()
         with self._transaction(writing=True) as database:
             place = certificates.c.fingerprint == peer.fingerprint

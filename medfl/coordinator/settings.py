@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field, field_validator
 
-from medfl.audit.file import rewrite
+from medfl.audit.file import flush_folder, rewrite
 from medfl.coordinator.authority import Authority, Clock, utc_now
 from medfl.coordinator.register import Note, Register
 from medfl.errors import InputError
@@ -104,6 +104,7 @@ class CoordinatorHome:
         try:
             home._fill(resolved, passphrase, clock)
             draft.replace(folder)
+            flush_folder(draft.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return cls(folder, settings)

@@ -356,6 +356,7 @@ def test_a_peer_that_was_shut_out_meanwhile_renews_nothing(house: House):
     house.again().revoke("north")
     with pytest.raises(AdmissionError, match="revoked"):
         house.register.renew(peer, signing_request(new_tls_key(), "north"))
+    assert house.notes[-1] == ("renewal-refused", {"name": "north", "why": "was revoked"})
 
 
 def test_a_certificate_of_another_authority_with_the_same_name_does_not_count(house: House):
@@ -443,6 +444,10 @@ def test_peers_are_listed_with_their_state(house: House):
         "old": ("expired", "site"),
         "revoked": ("revoked", "auditor"),
     }
+    for name in ("enrolled", "old", "revoked"):
+        house.register.invite(name, found[name][1])
+    states = {peer.name: peer.state for peer in house.register.peers()}
+    assert [states[name] for name in ("enrolled", "old", "revoked")] == ["enrolled", "invited", "invited"]
 
 
 def test_tokens_are_kept_nowhere(tmp_path: Path):
