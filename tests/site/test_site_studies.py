@@ -1,0 +1,151 @@
+"""What a steward decided holds for exactly that study, for as many rounds as it says, and is seen at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfl.errors import InputError, MedflError, RunError
+from medfl.site.home import SiteHome
+from medfl.site.studies import Studies, refusals
+from medfl.study.digest import study_hash
+from medfl.study.load import load_study
+from medfl.study.model import Policy, Site, Study
+
+
+@pytest.fixture
+def study(tiny: Any) -> Study:
+    return load_study(tiny.study)
+
+
+@pytest.fixture
+def home(tiny: Any, tmp_path: Path) -> SiteHome:
+    return SiteHome.create(tmp_path / "home", tiny.sites / "east.yaml")
+
+
+def kinds(home: SiteHome) -> list[str]:
+    return [record.kind for record in home.audit.entries()[1:]]
+
+
+def test_a_new_study_is_held_until_somebody_decides(home: SiteHome, study: Study):
+    agent, steward = Studies(home), Studies(SiteHome.open(home.folder))
+    key = study_hash(study)
+    assert agent.offer(study, "run-1", "lead").state == "held" == agent.offer(study, "run-2", "lead").state
+    with pytest.raises(RunError, match="is held at this site"):
+        agent.permit(key, "run-1", 1)
+    steward.approve(key[:8], "dr. a")
+    assert (agent.standing(key).state, agent.standing(key).by) == ("approved", "dr. a")
+    agent.permit(key, "run-1", 1)
+    steward.reject(key, "dr. b", "no ethics vote")
+    assert agent.standing(key).note == "no ethics vote"
+    with pytest.raises(RunError, match="is rejected at this site: no ethics vote"):
+        agent.permit(key, "run-1", 1)
+    assert kinds(home) == ["offered", "approved", "rejected"]
+    (offer,) = agent.all()
+    assert (offer.hash, offer.study, offer.run, offer.coordinator) == (key, study, "run-1", "lead")
+
+
+def test_an_approval_is_of_one_hash(home: SiteHome, study: Study):
+    known = Studies(home)
+    known.offer(study, "r", "lead")
+    known.approve(study_hash(study), "me")
+    more = study.model_copy(update={"stop": study.stop.model_copy(update={"rounds": 4})})
+    assert known.offer(more, "r", "lead").state == "held"
+
+
+def test_an_approval_is_used_up_by_its_rounds_over_all_runs(home: SiteHome, study: Study):
+    known, key = Studies(home), study_hash(study)
+    known.offer(study, "one", "lead")
+    known.approve(key, "me")
+    for run, rounds in (("one", (1, 2)), ("two", (1,))):
+        home.participation.begin(run, key, ["1"])
+        for round_ in rounds:
+            known.permit(key, run, round_)
+            home.participation.trained(run, round_)
+    known.permit(key, "two", 1)  # again, after a crash
+    with pytest.raises(RunError, match="was for 3 rounds, which were trained"):
+        known.permit(key, "two", 2)
+    # a fake that looks at the number of the round alone lets it pass
+    assert 1 <= 2 <= study.stop.rounds
+    known.approve(key, "me")
+    known.permit(key, "two", 2)
+    for round_ in (0, 4):
+        with pytest.raises(RunError, match="the study has 3 rounds"):
+            known.permit(key, "two", round_)
+
+
+def test_a_policy_may_approve_what_it_allows_and_nothing_else(home: SiteHome, study: Study):
+    def policy(text: str) -> None:
+        home.site_file.write_text(f"name: east\npolicy: {{approve: allowed{text}}}\n")
+
+    known, key = Studies(home), study_hash(study)
+    policy("")
+    assert known.offer(study, "r", "lead").by == "the site's policy"
+    known.permit(key, "r", 1)
+    assert kinds(home) == ["offered", "approved"]
+    policy(", channels: [masks]")
+    assert known.standing(key).state == "held"
+    assert "the study's channel is clear, the site asks for masks" in known.standing(key).note
+    policy("")
+    known.reject(key, "me", "not this one")
+    assert known.standing(key).state == "rejected", "a person's word counts more"
+    with pytest.raises(InputError, match="is nobody's name"):
+        known.approve(key, "the site's policy")
+
+
+def test_a_decision_that_the_log_does_not_have_does_not_count(
+    home: SiteHome, study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    known, key = Studies(home), study_hash(study)
+    known.offer(study, "r", "lead")
+    (home.folder / "audit.log").write_bytes(b"")
+    with pytest.raises(MedflError):
+        known.approve(key, "me")
+    assert Studies(home).standing(key).state == "held"
+
+
+def test_files_that_were_changed_are_refused(home: SiteHome, study: Study):
+    known, key = Studies(home), study_hash(study)
+    known.offer(study, "r", "lead")
+    known.approve(key, "me")
+    decision, offer = home.studies / f"{key}.decision.json", home.studies / f"{key}.json"
+    decision.write_text(json.dumps({**json.loads(decision.read_text()), "study": "0" * 64}))
+    with pytest.raises(RunError, match="it is not a decision about this study"):
+        known.standing(key)
+    decision.unlink()
+    told = json.loads(offer.read_text())
+    told["study"]["stop"]["rounds"] = 99
+    offer.write_text(json.dumps(told))
+    with pytest.raises(RunError, match="not the one it is named after"):
+        known.standing(key)
+
+
+def test_a_prefix_must_name_one_study(home: SiteHome, study: Study):
+    known, key = Studies(home), study_hash(study)
+    with pytest.raises(InputError, match="fits no study that was offered"):
+        known.find(key)
+    known.offer(study, "r", "lead")
+    assert known.find(key[:8]).hash == key
+    for wrong in (key[:7], "../audit", "*" * 8):
+        with pytest.raises(InputError, match="is not the beginning of a study's hash"):
+            known.find(wrong)
+    with pytest.raises(InputError, match="is empty"):
+        known.reject(key, "me", " ")
+
+
+@pytest.mark.parametrize(
+    ("policy", "cases", "said"),
+    [
+        (Policy(tasks=("detection",)), None, "the study trains classification, the site allows detection"),
+        (Policy(units=("patient",)), None, "the study has no differential privacy, the site asks for patient"),
+        (Policy(max_epsilon=1.0), None, "allows epsilon 1, the study has no bound"),
+        (Policy(minimum_cases=20), {"train": 19}, "19 training cases are fewer than the 20 asked for"),
+        (Policy(metrics_may_leave=False), {"train": 30, "val": 3}, "keeps the model's metrics"),
+    ],
+)
+def test_what_a_policy_refuses(study: Study, policy: Policy, cases: dict[str, int] | None, said: str):
+    site = Site(name="east", policy=policy)
+    assert [said in fault.what for fault in refusals(study, site, cases)] == [True]
+    assert not list(refusals(study, Site(name="east"), cases))
+    assert not list(refusals(study, site.model_copy(update={"policy": Policy()}), {"train": 30, "val": 3}))
