@@ -126,7 +126,9 @@ def invite(
     rewrite(path, invitation.model_dump_json(indent=2).encode() + b"\n")
     mark = _authority_mark(home)
     if json:
-        print_json({"file": str(path), "name": name, "role": role.value, "expires": expires, "ca_sha256": mark})
+        print_json(
+            {"file": str(path), "name": name, "role": role.value, "expires": expires.isoformat(), "ca_sha256": mark}
+        )
         return
     _say(f"{path}: lets the {role.value} {name} in once, until {expires:%Y-%m-%d %H:%M} UTC")
     _say("whoever has this file can enrol in that name: hand it to the hospital's data steward alone")
@@ -168,7 +170,8 @@ def peers(folder: Folder, json: Json = False) -> None:
     absent = [site for site in home.settings.sites if site not in there]
     lines += [{"name": site, "role": "site", "state": "expected", "expires": None, "identity": ""} for site in absent]
     if json:
-        print_json({"coordinator": home.settings.name, "peers": lines})
+        texts = [{**line, "expires": line["expires"] and line["expires"].isoformat()} for line in lines]
+        print_json({"coordinator": home.settings.name, "peers": texts})
     else:
         _print_peers(lines)
 

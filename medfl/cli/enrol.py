@@ -75,7 +75,7 @@ def _print(what: str, found: "Credentials", home: Path, following: str, json: bo
     if json:
         facts = {"home": str(home), "name": found.name, "role": found.role, "identity": found.identity.public.hex()}
         facts |= {"coordinator": about.coordinator, "address": about.address, "ca_sha256": about.ca_sha256}
-        print_json({**facts, "expires": found.expires})
+        print_json({**facts, "expires": found.expires.isoformat()})
         return
     _say(f"{what}: the {found.role} {found.name} with {about.coordinator} at {about.address}")
     _say(f"certificate good until {found.expires:%Y-%m-%d %H:%M} UTC; keys in {home / 'pki'}")

@@ -2,6 +2,7 @@
 them."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,7 @@ def test_from_the_invitation_to_the_revocation(service: Service, place: Path):
     second = (place / "h/pki/site.pem").read_bytes()
     assert first != second and renewed["name"] == "hospital-a" and renewed["role"] == "site"
     assert service.called == ["fl.example.org:8444", "fl.example.org:9443"]
+    assert datetime.fromisoformat(renewed["expires"]) > datetime.now(UTC)
     table = done("coordinator", "peers", "c")
     assert "enrolled" in table and renewed["identity"][:16] in table and renewed["identity"] not in table
     assert "2 certificates revoked" in done("coordinator", "revoke", "c", "hospital-a")
