@@ -82,25 +82,29 @@ def _read(journal: Journal) -> _Run:
         raise InputError.at(journal.where, f"says nothing of {error}", "use the version that wrote it") from error
     rounds, events, messages = list(journal.rounds()), list(journal.events()), list(journal.messages())
     release, kept = journal.release(), journal.state()
+    # journals of earlier versions do not name the sites that were there
+    facts["sites"] = _fact(journal, "sites") or facts["inputs"]["sites"]
     model = None if kept is None else hashlib.sha256(as_bytes(kept[1]["model"])).hexdigest()
-    try:
-        ended = bool(journal.fact("summary"))
-    except KeyError:
-        ended = False
     pending = None if release is None else int(release[0]["outcome"]["plan"]["round"])
-    return _Run(facts, rounds, events, messages, pending, ended, model)
+    return _Run(facts, rounds, events, messages, pending, bool(_fact(journal, "summary")), model)
+
+
+def _fact(journal: Journal, key: str) -> Any:
+    try:
+        return journal.fact(key)
+    except KeyError:
+        return None
 
 
 def _about(run: _Run) -> dict[str, Any]:
-    inputs = run.facts["inputs"]
-    study = study_from_json(inputs["study"])
+    study = study_from_json(run.facts["inputs"]["study"])
     return {
         "run": run.facts["run"],
         "study": study.name,
         "study_hash": study_hash(study),
         "task": study.task.kind,
         "seed": study.seed,
-        "sites": sorted(site["name"] for site in inputs["sites"]),
+        "sites": sorted(site["name"] for site in run.facts["sites"]),
         "layout": Layout.from_json(run.facts["layout"]).digest,
         "noise": run.facts["noise"],
         "versions": run.facts["versions"],

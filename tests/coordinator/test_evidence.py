@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from toys.runs import SITE, make_private, play
+from toys.runs import SITE, SITES, make_private, play
 
 from medfl.audit.log import AuditLog
 from medfl.coordinator.evidence import evidence
@@ -125,6 +125,7 @@ def test_evidence_of_a_private_run(tiny: Any, tmp_path: Path) -> None:
     assert {CONTIGUOUS, TRAIL, COUNTED, CHAIN, CHARGES, LOG, MODEL} <= found.keys()
     assert all(found.values()), found
     shown = evidence(run)
+    assert set(shown["run"]["sites"]) == set(SITES)
     assert shown["run"]["study"] == "tiny" and len(shown["run"]["study_hash"]) == 64
     assert [record["round"] for record in shown["rounds"]] == [1, 2, 3]
     assert [release["round"] for release in shown["releases"]] == [1, 2, 3]

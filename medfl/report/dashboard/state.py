@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medfl.coordinator import records
-from medfl.coordinator.journal import Journal
+from medfl.coordinator.journal import Journal, Where, journal_in
 from medfl.coordinator.observer import Observer
 from medfl.federation.round import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
@@ -49,8 +49,9 @@ class LiveState(Observer):
         state = cls.__new__(cls)
         state._begin(run.study)
         state._rounds = [figures.trimmed(record, state._primary) for record in run.rounds]
-        if (folder / "journal.db").is_file():
-            state._events.extend(_past(folder / "journal.db"))
+        where = journal_in(folder)
+        if where is not None:
+            state._events.extend(_past(where))
         if run.summary["stopped_by"] is not None:
             state._end(run.summary)
         return state
@@ -273,9 +274,9 @@ class LiveState(Observer):
         }
 
 
-def _past(journal: Path) -> Iterator[dict[str, Any]]:
+def _past(journal: Where) -> Iterator[dict[str, Any]]:
     """The journal's events as entries of the log; the log keeps the newest."""
-    opened = Journal.open(journal)
+    opened = Journal.open(journal, read_only=True)
     try:
         for place, event in enumerate(opened.events(), 1):
             text = _past_text(event)
