@@ -109,7 +109,7 @@ class SiteHome:
             raise RunError.at(self._pause_file, f"cannot be read: {error}", "medfl site resume, then pause") from error
 
     def pause(self, by: str, note: str = "") -> Pause:
-        """Take no orders from now on; a round that is under way is not sent."""
+        """Take no orders from now on; a round that is under way is finished."""
         found = Pause(now(), by, note)
         write_json(self._pause_file, asdict(found))
         self.audit.append("paused", {"by": by, "note": note})

@@ -94,9 +94,7 @@ def test_a_policy_may_approve_what_it_allows_and_nothing_else(home: SiteHome, st
         known.approve(key, "the site's policy")
 
 
-def test_a_decision_that_the_log_does_not_have_does_not_count(
-    home: SiteHome, study: Study, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_decision_that_the_log_does_not_have_does_not_count(home: SiteHome, study: Study):
     known, key = Studies(home), study_hash(study)
     known.offer(study, "r", "lead")
     (home.folder / "audit.log").write_bytes(b"")

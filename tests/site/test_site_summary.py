@@ -1,0 +1,123 @@
+"""The steward's summary says what the study says, for every study that ships."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfl.privacy.trust import QUESTIONS, privacy_statement
+from medfl.site.summary import Summary, shared_values, summary
+from medfl.study.build import build_mechanism
+from medfl.study.digest import study_hash
+from medfl.study.load import load_study
+from medfl.study.model import Policy, Site, Study
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
+CASES = {"train": 1234, "val": 56, "test": 78}
+SITE = Site(name="hospital-a")
+
+
+def section(found: Summary, title: str) -> str:
+    (part,) = [part for part in found.sections if part.title == title]
+    return "\n".join(part.lines)
+
+
+def told_by(study: Study) -> set[str]:
+    """Metrics that the study's own evaluation would send."""
+    from medfl.study.build import build_task
+
+    task = build_task(study)
+    return {metric.name for metric in task.metrics(task.empty())}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(path.parents[1])))
+def test_every_sentence_follows_from_the_study(path: Path):
+    study = load_study(path)
+    found, privacy = summary(study, SITE, CASES, ["south"]), study.privacy
+    facts = found.facts
+    assert found.hash == study_hash(study) and found.hash in section(found, "What you decide on")
+    assert all(name in section(found, "What is trained") for name in study.task.classes if name != "background")
+    assert "1,234 train, 56 val, 78 test" in section(found, "On which of your images")
+    assert f"{study.stop.rounds} rounds at most" in section(found, "For how long")
+
+    leaves = section(found, "What leaves your site")
+    listed = privacy is None or privacy.site_metrics == "listed"
+    assert set(facts["metrics"]) == (told_by(study) if listed else set())
+    assert all(name in leaves for name in facts["metrics"])
+    assert ("metrics on your images do not leave" in leaves) != listed
+    assert ("in the clear" in leaves) == (study.update.channel.kind == "clear")
+    assert ("under a mask" in leaves) == (study.update.channel.kind == "masks")
+    assert ("training loss" in leaves) == (privacy is None), "losses stay at the site under differential privacy"
+
+    protection, mechanism = section(found, "How patients are protected"), build_mechanism(study)
+    assert ("NO differential privacy" in protection) == (mechanism is None)
+    if mechanism is None:
+        assert facts["privacy"]["epsilon"] is facts["privacy"]["unit"] is None
+        covered = privacy_statement(study.update.channel.kind)["not_covered"]
+    else:
+        assert f"epsilon {mechanism.config.epsilon:g} at delta {mechanism.config.delta:g}" in protection
+        assert ("one patient" in protection) == (mechanism.unit == "patient")
+        covered = mechanism.not_covered()
+    assert all(item in protection for item in covered) and facts["privacy"]["not_covered"] == covered
+
+    trust = dict(row.split(": ", 1) for row in section(found, "Who can see what").splitlines())
+    assert trust == facts["trust"] and trust["Other sites"] == "south"
+    assert QUESTIONS["updates"] in trust and "`" not in found.text()
+    assert found.to_json()["sections"]["What is trained"]
+
+
+def of(name: str) -> Study:
+    return load_study(Path(__file__).parents[2] / "configs" / name)
+
+
+def test_trust_differs_by_mode():
+    said = {
+        name: summary(of(f"private/pneumonia_{name}.yaml"), SITE).facts["trust"]
+        for name in ("site", "patient", "local")
+    }
+    assert said["patient"]["Who sees updates"].startswith("nobody")
+    assert "before the noise" in said["site"]["Who sees updates"]
+    assert "up to 1 site" in said["patient"]["Epsilon holds against"]
+    assert said["local"]["Epsilon holds against"] == "everyone but the site itself"
+
+
+def test_what_epsilon_means_in_numbers():
+    study = of("private/pneumonia_patient.yaml")
+    for epsilon, factor in ((8, "at most 2,981,"), (1, "at most 2.72,"), (20, "more than a million,")):
+        assert study.privacy is not None
+        private = study.privacy.model_copy(update={"epsilon": float(epsilon)})
+        found = summary(study.model_copy(update={"privacy": private}), SITE)
+        assert factor in section(found, "How patients are protected")
+    unbounded = study.privacy.model_copy(update={"epsilon": None, "noise_multiplier": 2.0})
+    found = summary(study.model_copy(update={"privacy": unbounded}), SITE)
+    assert "NO budget is set" in section(found, "How patients are protected")
+
+
+def test_a_site_that_only_evaluates_is_told_so():
+    found = summary(of("pneumonia.yaml"), Site(name="hospital-e"), {"val": 5, "test": 6})
+    assert not found.facts["trains"]
+    assert "none of them are trained on" in section(found, "On which of your images")
+    assert "its update" not in section(found, "What leaves your site")
+
+
+@pytest.mark.parametrize("cases", [None, CASES])
+def test_what_the_policy_refuses_is_said(cases: Any):
+    site = Site(name="hospital-a", policy=Policy(max_epsilon=2.0, metrics_may_leave=False))
+    found = summary(of("private/pneumonia_patient.yaml"), site, cases)
+    policy = section(found, "What your site's policy says")
+    assert "REFUSES the study: allows epsilon 2, the study asks for 8" in policy
+    assert len(found.facts["refusals"]) == 2 and found.facts["metrics"] == []
+    assert "do not leave" in section(found, "What leaves your site")
+    allowed = section(summary(of("private/pneumonia_patient.yaml"), SITE, cases), "What your site's policy says")
+    assert allowed.startswith("allows the study" if cases else "allows what can be judged before")
+
+
+def test_the_networks_size_is_counted():
+    study = of("segmentation.yaml")
+    values = shared_values(study)
+    found = summary(study, SITE, values=values)
+    assert f"{values:,} numbers" in found.text() and found.facts["size"] == "small"
+    assert "never leaves your site" in section(found, "What is trained"), "the teacher stays"
+    assert "counted when they are loaded" in section(found, "On which of your images")
+    sizes = [summary(study, SITE, values=number).facts["size"] for number in (999_999, 1_000_000, 20_000_000)]
+    assert sizes == ["small", "of medium size", "large"]
