@@ -136,7 +136,7 @@ class _View:
 
     def leaves(self) -> Iterator[str]:
         yield "images and labels do not leave"
-        yield "on joining: how many cases there are by split, why images were skipped (but not their names), public keys"
+        yield "on joining: how many cases there are by split, why images were skipped (not their names), public keys"
         if self._trains:
             yield f"in each round it takes part in: {self._update()}, {self._channel()}"
             yield f"with it: {', '.join(self._beside())}"
