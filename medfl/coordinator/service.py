@@ -89,6 +89,7 @@ class CoordinatorService:
             summary = runner.run()
         finally:
             runner.close()
+        self.post.close("the run is over", over=True)
         self.note("finished", {"rounds": summary["rounds_completed"], "stopped-by": summary["stopped_by"]})
         return summary
 
@@ -100,7 +101,7 @@ class CoordinatorService:
 
     def close(self) -> None:
         """End all lines; sites come back when there is a coordinator again."""
-        self.post.close("the coordinator stops", again=True)
+        self.post.close("the coordinator stops", over=False)
         self._federation.stop()
         self._enrolment.stop()
         self.register.close()

@@ -4,18 +4,21 @@ One thread keeps the line; this one works, one request after another. What is as
 model, a round's numbers. What was answered before is answered again, also after a restart.
 """
 
+import json
 import logging
 import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medfl import __version__
 from medfl.audit.log import AuditLog
+from medfl.data.base import Case
 from medfl.errors import MedflError, RunError
 from medfl.learning.messages import SiteFailure, SiteInfo
 from medfl.privacy.channels.base import Identity
@@ -26,12 +29,15 @@ from medfl.site.studies import Standing, Studies
 from medfl.study.digest import study_hash
 from medfl.study.load import study_from_json
 from medfl.study.sources import RunInputs, own_cases
-from medfl.transport.host import SiteHost
 from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
+from medfl.transport.memory import SiteMemory
 from medfl.transport.messages import encode_reply
 from medfl.transport.protocol.medfl_pb2 import Beat, Hello, Welcome
 from medfl.transport.serving import Serving, error_json, info_json, trained
 from medfl.update.wire import Buffer, parts, unpack
+
+if TYPE_CHECKING:
+    from medfl.transport.host import SiteHost
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +53,27 @@ class Abandoned(RunError):
     """What was being done is not wanted any more."""
 
 
-class Agent:
-    """One site's. `line` is what a transport holds open; `work` answers until told to stop."""
+def make_host(inputs: RunInputs, cases: Sequence[Case], memory: SiteMemory, identity: Identity) -> "SiteHost":
+    """What trains and evaluates; imports torch only now, so that a site is there before."""
+    from medfl.transport.host import SiteHost
 
-    def __init__(self, home: SiteHome, identity: Identity) -> None:
+    (site,) = inputs.sites
+    return SiteHost(inputs, {site.name: cases}, {site.name: memory}, {site.name: identity})
+
+
+HostMaker = Callable[[RunInputs, Sequence[Case], SiteMemory, Identity], "SiteHost"]
+
+
+class Agent:
+    """One site's. A transport keeps a line to `box`; `work` answers until told to stop."""
+
+    def __init__(self, home: SiteHome, identity: Identity, make: HostMaker = make_host) -> None:
         self.home = home
         self.name = home.name
         self.session = token_hex(16)
         self.stop = threading.Event()
         self._identity = identity
+        self._make = make
         self._audit: AuditLog = home.audit
         self._studies = Studies(home)
         self._memory = DiskMemory(home.work / "runs")
@@ -131,6 +149,9 @@ class Agent:
                 continue
             if id_ not in self._unwanted:
                 self._answer(id_, message)
+            if id_.startswith("train"):
+                # a process that is killed now finds the order again and need not load the model once more
+                self.box.clear(keep=id_.__eq__)
 
     def _look_around(self) -> None:
         pause = self.home.paused
@@ -216,7 +237,7 @@ class Agent:
         work.withdrawn = self.home.participation.withdrawn
         cases = self.home.without_withdrawn(own_cases(inputs))
         work.patients = sorted({patient_of(case) for case in cases if case.split == "train"})
-        host = SiteHost(inputs, {self.name: cases}, {self.name: self._memory}, {self.name: self._identity})
+        host = self._make(inputs, cases, self._memory, self._identity)
         (found,) = host.open()
         host.admit()
         work.serving = Serving(host)
@@ -320,10 +341,5 @@ class _Ticker:
             agent._line.hurry()
 
 
-def _json(path: Any) -> Any:
-    import json
-
+def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-Hold = Callable[[Agent], None]

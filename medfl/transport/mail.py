@@ -209,11 +209,11 @@ class Line:
         """Under the mailbox's lock."""
         self._sending = deque(item for item in self._sending if item[0].id != id_)
 
-    def end(self, goodbye: str = "", again: bool = True) -> None:
+    def end(self, goodbye: str = "", again: bool = True, over: bool = False) -> None:
         """Let `frames` end, after a last word."""
         with self._changed:
             if goodbye:
-                self.control.append(Frame(goodbye=Goodbye(reason=goodbye, again=again)))
+                self.control.append(Frame(goodbye=Goodbye(reason=goodbye, again=again, over=over)))
             self._ended = True
             self._changed.notify_all()
             for incoming in self._incoming.values():

@@ -313,9 +313,9 @@ class Post:
             if site in self._desks:
                 self._turn(self._desks[site], state, detail)
 
-    def close(self, reason: str, again: bool) -> None:
-        """End all lines with a last word."""
+    def close(self, reason: str, over: bool) -> None:
+        """End all lines with a last word. over: the run is over, and nobody need come back."""
         with self.changed:
             for desk in self._desks.values():
                 if desk.line is not None:
-                    desk.line.end(reason, again)
+                    desk.line.end(reason, again=not over, over=over)

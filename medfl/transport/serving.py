@@ -3,23 +3,25 @@ of."""
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medfl.errors import InputError, MedflError
-from medfl.learning.executor import StepDone
 from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.privacy.channels.base import Message
 from medfl.transport.base import Arrays
-from medfl.transport.host import SiteHost
 from medfl.transport.messages import encode_reply, encode_statistics
 from medfl.update.base import Payload
 from medfl.update.wire import Buffer, pack_arrays, parts, unpack_arrays
+
+if TYPE_CHECKING:
+    from medfl.learning.executor import StepDone
+    from medfl.transport.host import SiteHost
 
 
 class Serving:
     """Answers everything but a train request's reply, which those who serve send in their own way."""
 
-    def __init__(self, host: SiteHost) -> None:
+    def __init__(self, host: "SiteHost") -> None:
         self.host = host
         self._actions: dict[str, Callable[[dict[str, Any], list[memoryview]], list[Buffer] | None]] = {
             "initial": self._initial,
@@ -35,7 +37,7 @@ class Serving:
         return self._actions[action](header, buffers)
 
     def train(
-        self, header: dict[str, Any], buffers: list[memoryview], step_done: StepDone
+        self, header: dict[str, Any], buffers: list[memoryview], step_done: "StepDone"
     ) -> tuple[TrainReply | SiteFailure, Arrays]:
         model = Payload.of(header.pop("model", None), buffers)
         return self.host.train(TrainOrder(**header), model, step_done)

@@ -86,7 +86,10 @@ def _once(address: Address, hello: Frame, box: Mailbox, welcomed: Welcomed, stop
                     welcomed(frame.welcome, line)
                     out.use(line)
                 elif frame.WhichOneof("kind") == "goodbye":
-                    if not frame.goodbye.again:
+                    if frame.goodbye.over:
+                        log.info("the coordinator says: %s", frame.goodbye.reason)
+                        stop.set()
+                    elif not frame.goodbye.again:
                         raise Refused.at("coordinator", f"says: {frame.goodbye.reason}", "ask the study lead")
                     log.info("the coordinator says goodbye: %s", frame.goodbye.reason)
                 elif frame.WhichOneof("kind") != "beat" and heard:

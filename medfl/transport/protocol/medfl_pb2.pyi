@@ -109,12 +109,14 @@ class Beat(_message.Message):
     def __init__(self, state: _Optional[str] = ..., detail: _Optional[str] = ..., done: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class Goodbye(_message.Message):
-    __slots__ = ("reason", "again")
+    __slots__ = ("reason", "again", "over")
     REASON_FIELD_NUMBER: _ClassVar[int]
     AGAIN_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
     reason: str
     again: bool
-    def __init__(self, reason: _Optional[str] = ..., again: bool = ...) -> None: ...
+    over: bool
+    def __init__(self, reason: _Optional[str] = ..., again: bool = ..., over: bool = ...) -> None: ...
 
 class Forget(_message.Message):
     __slots__ = ("id",)
