@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
+
 from medfl.audit.log import AuditLog
 from medfl.coordinator.files import load_model
 from medfl.coordinator.journal import Journal, journal_in
@@ -24,6 +26,9 @@ Check = dict[str, Any]
 """{"check", "ok", "detail"}; ok is None where there was nothing to compare, and detail says why."""
 
 
+_SAVED = "the saved model is the journal's"
+
+
 @dataclass(frozen=True)
 class _Run:
     """What the journal says. Read in this order, so that a run that goes on cannot contradict itself."""
@@ -35,6 +40,7 @@ class _Run:
     pending: int | None
     ended: bool
     model: str | None
+    unread: Check | None
 
 
 def evidence(run_folder: Path) -> dict[str, Any]:
@@ -81,12 +87,23 @@ def _read(journal: Journal) -> _Run:
     except KeyError as error:
         raise InputError.at(journal.where, f"says nothing of {error}", "use the version that wrote it") from error
     rounds, events, messages = list(journal.rounds()), list(journal.events()), list(journal.messages())
-    release, kept = journal.release(), journal.state()
+    release = _fact(journal, "release")
+    model, unread = _state(journal)
     # journals of earlier versions do not name the sites that were there
     facts["sites"] = _fact(journal, "sites") or facts["inputs"]["sites"]
-    model = None if kept is None else hashlib.sha256(as_bytes(kept[1]["model"])).hexdigest()
-    pending = None if release is None else int(release[0]["outcome"]["plan"]["round"])
-    return _Run(facts, rounds, events, messages, pending, bool(_fact(journal, "summary")), model)
+    pending = None if release is None else int(release["outcome"]["plan"]["round"])
+    return _Run(facts, rounds, events, messages, pending, bool(_fact(journal, "summary")), model, unread)
+
+
+def _state(journal: Journal) -> tuple[str | None, Check | None]:
+    """The hash of the journal's model, or why there is none to be had."""
+    try:
+        kept = journal.state()
+    except RunError as error:
+        # who audits a database may have no right to its arrays
+        closed = isinstance(error.__cause__, DBAPIError)
+        return None, {"check": _SAVED, "ok": None if closed else False, "detail": str(error)}
+    return (None if kept is None else hashlib.sha256(as_bytes(kept[1]["model"])).hexdigest()), None
 
 
 def _fact(journal: Journal, key: str) -> Any:
@@ -237,7 +254,9 @@ def _audit_log(folder: Path) -> tuple[dict[str, str], list[Check]]:
 
 
 def _model(run: _Run, folder: Path) -> Check:
-    name = "the saved model is the journal's"
+    name = _SAVED
+    if run.unread is not None:
+        return run.unread
     if not run.ended or run.model is None:
         return _nothing(name, "the run has not ended" if not run.ended else "no round was committed")
     layout = Layout.from_json(run.facts["layout"])

@@ -103,6 +103,7 @@ FAKES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
         {LOG},
     ),
     "the model was changed": (rewrite_model, {MODEL}),
+    "the state was damaged": (lambda run: sql(run, "UPDATE arrays SET checksum = 1 WHERE name = 'model'"), {MODEL}),
     "the model is gone": (lambda run: (run / "model" / "model.safetensors").unlink(), {MODEL}),
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys.postgres import running
+from toys.postgres import PASSWORD, running
 from toys.runs import SITE, crash, make_private, play, resume
 
 from medfl.coordinator.evidence import evidence
@@ -46,9 +46,18 @@ def test_a_run_that_dies_goes_on_in_postgresql(tiny: Any, tmp_path: Path, monkey
         assert summary["rounds_completed"] == 3 and records(tmp_path / "run") == records(tmp_path / "file")
         assert (tmp_path / "run" / model).read_bytes() == (tmp_path / "file" / model).read_bytes()
         # who reads the folder finds the journal, with a password of their own
-        monkeypatch.setenv("PGPASSWORD", server.url().partition("@")[0].rpartition(":")[2])
+        monkeypatch.setenv("PGPASSWORD", PASSWORD)
         assert len(read_run(tmp_path / "run").rounds) == 3
-        assert not [check for check in evidence(tmp_path / "run")["checks"] if check["ok"] is False]
+        assert {check["ok"] for check in evidence(tmp_path / "run")["checks"]} == {True, None}
+        # an auditor who has no right to the arrays sees all else
+        server.sql(
+            f"CREATE ROLE auditor LOGIN PASSWORD '{PASSWORD}'; GRANT USAGE ON SCHEMA medfl_run TO auditor; "
+            "GRANT SELECT ON medfl_run.run, medfl_run.rounds, medfl_run.events, medfl_run.messages TO auditor"
+        )
+        (tmp_path / "run" / "journal.url").write_text(server.url(user="auditor", password="") + "?schema=medfl_run")
+        seen = evidence(tmp_path / "run")
+        assert len(seen["rounds"]) == 3 and {check["ok"] for check in seen["checks"]} == {True, None}
+        assert "permission denied" in seen["checks"][-1]["detail"]
 
 
 def test_a_sum_that_was_opened_is_used_once_in_postgresql(

@@ -65,7 +65,9 @@ class Server:
 
     def start(self) -> None:
         options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", str(self.folder), "-p", str(self.port)]
-        command = [*self._user, _binary("postgres"), "-D", str(self.folder / "data"), *options]
+        # a test that is killed takes its server with it
+        dies = ["setpriv", "--pdeathsig=SIGQUIT"] if shutil.which("setpriv") else []
+        command = [*(self._user or dies[:1]), *dies[1:], _binary("postgres"), "-D", str(self.folder / "data"), *options]
         log = (self.folder / "log").open("ab")
         self._server = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         end = time.monotonic() + _PATIENCE

@@ -62,7 +62,13 @@ class FilePlace(Place):
         return _with_begin(engine, "BEGIN")
 
     def writer(self, token: str, durable: bool) -> Engine:
-        self._lock = _locked(self._lock_path)
+        try:
+            self._lock = _locked(self._lock_path)
+        except OSError as error:
+            what = f"cannot be locked: {error.strerror}"
+            raise InputError.at(
+                self._lock_path, what, "the folder has to be writable, on a local file system"
+            ) from error
         if self._lock is None:
             raise in_use(self.text, self._holder())
 
