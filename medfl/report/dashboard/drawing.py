@@ -17,6 +17,8 @@ NAMED_SITES = 8
 AROUND = 10
 """Up to this many sites lie on an ellipse, more in columns at both sides."""
 MARKED_ROUNDS = 40
+STEP = 84
+"""Between two sites of a column: what one and its words need."""
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "5 2 1 2 1 2", "1 4", "4 4")
 _NAME = 14
 
@@ -98,9 +100,9 @@ def _around(many: int, x: float, y: float) -> list[tuple[float, float]]:
 def _columns(many: int, width: int) -> tuple[int, list[tuple[float, float]]]:
     shares = (0.11, 0.31, 0.69, 0.89) if width >= 500 and many > 2 * AROUND else (0.18, 0.82)
     rows = max(math.ceil(many / len(shares)), 2)
-    height = 72 * rows + 40
+    height = STEP * rows + 30
     return height, [
-        (width * shares[place % len(shares)], height / 2 + 72 * (place // len(shares) - (rows - 1) / 2))
+        (width * shares[place % len(shares)], height / 2 + STEP * (place // len(shares) - (rows - 1) / 2))
         for place in range(many)
     ]
 
@@ -112,7 +114,8 @@ def _node(site: str, about: Mapping[str, Any], place: tuple[float, float], above
         says = about["activity"]
     if progress:
         says = f"step {progress['done']} of {progress['steps']}"
-    name = site if len(site) <= _NAME else site[: _NAME - 1] + "…"
+    # names of many hospitals begin alike, and end in what tells them apart
+    name = site if len(site) <= _NAME else f"{site[: _NAME // 2]}…{site[-_NAME // 2 + 1 :]}"
     ring = _arc(progress["done"] / progress["steps"]) if progress and progress["steps"] else ""
     x, y = (round(value, 1) for value in place)
     works = about["activity"] in ("waiting", "training") and state in ("ready", "connected")

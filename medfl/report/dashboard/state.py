@@ -86,7 +86,8 @@ class LiveState(Observer):
             return {"epoch": self.epoch, "version": self.version, **self.changes(0)[1]}
 
     def changes(self, since: int) -> tuple[int, dict[str, Any]]:
-        """The version now, and the parts that changed after version `since`. What is returned is not changed later."""
+        """The version now, and the parts that changed after version `since`. What is returned is not changed later,
+        and must not be changed."""
         with self._lock:
             return self.version, {name: self._part(name) for name in PARTS if self._versions[name] > since}
 

@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -139,15 +140,26 @@ def test_plain_keeps_what_helps():
     )
 
 
+class Restless(LiveState):
+    """Lets another thread go on in the middle of each change."""
+
+    @property
+    def version(self):
+        found = super().version
+        time.sleep(0)
+        return found
+
+
 def test_hooks_from_many_threads():
-    state = LiveState(study_of())
+    state = Restless(study_of())
     play(state, 2)
-    begun, broken = state.version, []
+    begun, broken, together = state.version, [], threading.Barrier(3)
 
     def work(site: str) -> None:
-        for step in range(200):
-            state.local_progress(site, step, 200)
-            if step % 20 == 0:
+        together.wait(10)
+        for step in range(300):
+            state.local_progress(site, step, 300)
+            if step % 30 == 0:
                 state.presence(site, "ready")
 
     def read() -> None:
@@ -165,5 +177,5 @@ def test_hooks_from_many_threads():
         thread.start()
     for thread in [*threads, *readers]:
         thread.join(30)
-    assert not broken and state.version == begun + 3 * 210
-    assert all(state.snapshot()["sites"][site]["progress"]["done"] == 199 for site in ("aachen", "bergen", "cluj"))
+    assert not broken and state.version == begun + 3 * 310
+    assert all(state.snapshot()["sites"][site]["progress"]["done"] == 299 for site in ("aachen", "bergen", "cluj"))
