@@ -71,13 +71,14 @@ class Journal:
         opened again; in PostgreSQL it always does.
         """
         place, token = place_of(where).made(str(facts.get("run", ""))), secrets.token_hex(8)
-        journal = cls(place, place.writer(token, durable))
+        journal = cls(place, place.maker(token))
         first = {"schema": SCHEMA, "durable": durable, "writer": myself(token), **facts}
         with journal._closed_on_error():
             with journal._transaction() as connection:
                 place.prepare(connection)
                 metadata.create_all(connection)
                 connection.execute(insert(_run), [{"key": key, "value": value} for key, value in first.items()])
+            journal._engine = place.placed(journal._engine, token, durable)
             place.opened()
         return journal
 

@@ -127,6 +127,36 @@ def test_a_journal_is_made_once(home: Home) -> None:
         assert names(home.where.parent) == {"journal.db"}
 
 
+def test_a_journal_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who dies while it is made leaves an empty folder, in which a run can begin."""
+    path, link = tmp_path / "journal.db", os.link
+
+    def dying(*rest: Any, **how: Any) -> None:
+        assert names(tmp_path) == set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", dying)
+    with pytest.raises(KeyboardInterrupt):
+        Journal.create(path, FACTS)
+    assert names(tmp_path) == set()
+    monkeypatch.setattr(os, "link", link)
+    Journal.create(path, FACTS).close()
+    assert names(tmp_path) == {"journal.db"}
+
+
+def test_a_file_system_without_nameless_files_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "O_TMPFILE", 0)
+    Journal.create(tmp_path / "journal.db", FACTS).close()
+    assert names(tmp_path) == {"journal.db"} and (tmp_path / "journal.db").stat().st_mode & 0o077 == 0
+    with pytest.raises(InputError, match="exists already"):
+        Journal.create(tmp_path / "journal.db", FACTS)
+    # two that make it at once: the file is there, though it was not when they looked
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(InputError, match="exists already"):
+        Journal.create(tmp_path / "journal.db", FACTS)
+    assert names(tmp_path) == {"journal.db"}
+
+
 def test_a_journal_that_is_not_there_is_not_made(home: Home) -> None:
     for how in (False, True):
         with pytest.raises(InputError, match=r"does not exist|is not a journal"):

@@ -28,7 +28,7 @@ class Place(ABC):
 
     @abstractmethod
     def made(self, run: str) -> "Place":
-        """The place of a new journal of this run, taken; InputError when there is a journal already."""
+        """The place of a new journal of this run; InputError when there is a journal already."""
 
     @abstractmethod
     def found(self) -> "Place":
@@ -49,6 +49,14 @@ class Place(ABC):
         token: what this process writes into the journal as its own. durable: a commit is on disk when it returns, also
         if the machine loses its power then.
         """
+
+    @abstractmethod
+    def maker(self, token: str) -> Engine:
+        """Makes a new journal in one transaction."""
+
+    @abstractmethod
+    def placed(self, maker: Engine, token: str, durable: bool) -> Engine:
+        """Let the journal appear that was made, whole, and go on as its `writer`."""
 
     @abstractmethod
     def opened(self) -> None:

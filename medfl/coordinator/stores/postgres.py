@@ -106,6 +106,12 @@ class PostgresPlace(Place):
         self._token = token
         return _engine(self._connect_writing)
 
+    def maker(self, token: str) -> Engine:
+        return self.writer(token, True)
+
+    def placed(self, maker: Engine, token: str, durable: bool) -> Engine:
+        return maker
+
     def opened(self) -> None:
         self._opened = True
 

@@ -8,18 +8,19 @@ The file must lie on a local file system: locks of network file systems are not 
 
 import fcntl
 import os
+import secrets
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, Engine, QueuePool, StaticPool, create_engine, event, select
+from sqlalchemy import Connection, Engine, Pool, QueuePool, StaticPool, create_engine, event, select
 from sqlalchemy.exc import DatabaseError
 
 from medfl.coordinator.stores.base import Place, in_use
 from medfl.coordinator.stores.schema import run
-from medfl.errors import InputError, RunError
+from medfl.errors import Fault, InputError, RunError
 
 # bytes: large pages suit large arrays, and the log is folded back into the database once it has grown to _WAL
 _PAGE = 2**16
@@ -34,13 +35,8 @@ class FilePlace(Place):
         self._lock: IO[str] | None = None
 
     def made(self, run: str) -> "FilePlace":
-        try:
-            self.path.touch(mode=0o600, exist_ok=False)  # it holds the sites' private arrays
-        except FileExistsError as error:
-            remedy = "resume it with --resume, or choose another folder"
-            raise InputError.at(self.text, "exists already", remedy) from error
-        except OSError as error:
-            raise InputError.at(self.text, f"cannot be made: {error.strerror}", "choose another folder") from error
+        if self.path.exists():
+            raise self._exists()
         return self
 
     def found(self) -> "FilePlace":
@@ -52,14 +48,13 @@ class FilePlace(Place):
         return _engine(lambda: _connect(self._reading()), "BEGIN")
 
     def copy(self) -> Engine:
-        memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        memory = _memory()
         try:
             with closing(_connect(self._reading())) as source:
                 source.backup(memory)
         except sqlite3.Error as error:
             raise RunError.at(self.text, f"cannot be read: {error}", "copy the run folder elsewhere") from error
-        engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool, hide_parameters=True)
-        return _with_begin(engine, "BEGIN")
+        return _engine(lambda: memory, "BEGIN", StaticPool)
 
     def writer(self, token: str, durable: bool) -> Engine:
         try:
@@ -75,7 +70,6 @@ class FilePlace(Place):
         def connect() -> sqlite3.Connection:
             connection = _connect(f"{self._uri}?mode=rw")
             # write-ahead log: a killed process loses nothing that was committed, and readers do not wait
-            connection.execute(f"PRAGMA page_size={_PAGE}")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA wal_autocheckpoint={_WAL // _PAGE}")
             connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
@@ -83,6 +77,25 @@ class FilePlace(Place):
 
         # threads of this process take turns from the start of a transaction: none has to be begun again
         return _engine(connect, "BEGIN IMMEDIATE")
+
+    def maker(self, token: str) -> Engine:
+        memory = _memory()
+        memory.execute(f"PRAGMA page_size={_PAGE}")
+        return _engine(lambda: memory, "BEGIN", StaticPool)
+
+    def placed(self, maker: Engine, token: str, durable: bool) -> Engine:
+        # made elsewhere: a process that dies in between leaves neither half a journal nor a used folder
+        content = maker.raw_connection().driver_connection.serialize()  # type: ignore[union-attr]
+        maker.dispose()
+        try:
+            _appear(self.path, content)
+        except FileExistsError as error:
+            raise self._exists() from error
+        except OSError as error:
+            raise RunError.at(
+                self.text, f"cannot be made: {error.strerror}", "make room, or choose another --out"
+            ) from error
+        return self.writer(token, durable)
 
     def opened(self) -> None:
         """A file's lock cannot be lost: nothing to compare."""
@@ -115,6 +128,10 @@ class FilePlace(Place):
     def _lock_path(self) -> Path:
         return self.path.with_name(self.path.name + ".lock")
 
+    def _exists(self) -> InputError:
+        remedy = "resume it with --resume, or choose another folder"
+        return InputError(Fault(self.text, "exists already", remedy))
+
     @property
     def _uri(self) -> str:
         return self.path.resolve().as_uri()
@@ -141,17 +158,41 @@ def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
 
 
-def _engine(connect: Callable[[], sqlite3.Connection], begin: str) -> Engine:
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
-    return _with_begin(engine, begin)
+def _memory() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
 
 
-def _with_begin(engine: Engine, begin: str) -> Engine:
+def _engine(connect: Callable[[], sqlite3.Connection], begin: str, pool: type[Pool] = QueuePool) -> Engine:
+    engine = create_engine("sqlite://", creator=connect, poolclass=pool, hide_parameters=True)
+
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _appear(path: Path, content: bytes) -> None:
+    """A new file for its owner alone, whole or not at all; where the system can, without a draft that might stay."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    draft, flags = "", os.O_WRONLY | os.O_CLOEXEC
+    try:
+        try:
+            descriptor = os.open(".", flags | getattr(os, "O_TMPFILE", 0), 0o600, dir_fd=folder)
+        except OSError:  # not every file system has files without a name
+            name = f".{path.name}.{secrets.token_hex(8)}"
+            descriptor, draft = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder), name
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+            # the link below /proc stands for the file, and is followed only when folders are named
+            os.link(draft or f"/proc/self/fd/{descriptor}", path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+    finally:
+        if draft:
+            os.unlink(draft, dir_fd=folder)
+        os.close(folder)
 
 
 def _locked(path: Path) -> IO[str] | None:
