@@ -131,7 +131,7 @@ def test_a_journal_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     """Who dies while it is made leaves an empty folder, in which a run can begin."""
     path, link = tmp_path / "journal.db", os.link
 
-    def dying(*rest: Any, **how: Any) -> None:
+    def dying(*_: Any, **__: Any) -> None:
         assert names(tmp_path) == set()
         raise KeyboardInterrupt
 
