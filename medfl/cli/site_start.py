@@ -2,7 +2,7 @@
 
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,11 +10,15 @@ from medfl.cli.logs import LogFormat, set_up_logs
 from medfl.cli.output import console
 from medfl.cli.passphrase import PassphraseFile, asking
 
+if TYPE_CHECKING:
+    from medfl.site.service import SiteService
+
 
 def start(
     home: Annotated[
         Path, typer.Option(envvar="MEDFL_SITE_HOME", help="The site's folder, as `medfl site enrol` made it.")
     ],
+    flower: Annotated[bool, typer.Option("--flower", help="Wait for Flower's ClientApp instead of calling.")] = False,
     passphrase_file: PassphraseFile = None,
     log: LogFormat = "text",
 ) -> None:
@@ -22,11 +26,20 @@ def start(
 
     Example: medfl site start --home /srv/medfl
     """
-    from medfl.site.service import SiteService
-
     set_up_logs(log)
-    service = SiteService(home, asking(passphrase_file))
+    service = _service(flower)(home, asking(passphrase_file))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
-    console.print(f"site {service.agent.name}: calling its coordinator", markup=False, highlight=False)
+    what = "waiting for Flower" if flower else "calling its coordinator"
+    console.print(f"site {service.agent.name}: {what}", markup=False, highlight=False)
     service.run()
+
+
+def _service(flower: bool) -> "type[SiteService]":
+    if flower:
+        from medfl.integrations.flower.station import FlowerSite
+
+        return FlowerSite
+    from medfl.site.service import SiteService
+
+    return SiteService

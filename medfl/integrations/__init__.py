@@ -1,0 +1,1 @@
+"""medfl inside other systems. Each folder needs the extra of its name."""
