@@ -126,13 +126,20 @@ def _cells(record: Mapping[str, Any], primary: str, rounds: int) -> list[str]:
     failed = ", ".join(f"{site} failed" for site in record["failed"])
     seconds = sum(record["seconds"].values())
     return [
-        f"round {record['round']}/{rounds}",
+        f"{'version' if 'version' in record else 'round'} {record['round']}/{rounds}",
         f"loss {_number(record['losses']['mean'])}",
         f"{primary} {_number(value)}" if metrics else "",
         f"epochs {'-'.join(str(count) for count in epochs)}" if epochs else "",
         f"{seconds:.1f} s",
+        _staleness(record),
         "; ".join(part for part in (refused, failed) if part),
     ]
+
+
+def _staleness(record: Mapping[str, Any]) -> str:
+    """Of an asynchronous step: how many versions old each site's update was."""
+    found = record.get("staleness") or {}
+    return f"staleness {', '.join(f'{site} {number}' for site, number in found.items())}" if found else ""
 
 
 def _number(value: float | None) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from medfl.coordinator import records
+from medfl.coordinator.async_rounds import asynchrony, federation_for
 from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.files import append_line, save_model, write_json, write_lines
 from medfl.coordinator.journal import Arrays, Journal
 from medfl.coordinator.observer import Observer
-from medfl.coordinator.rounds import Clock, Course, Rounds
+from medfl.coordinator.rounds import Clock, Course
 from medfl.coordinator.stopping import stopped_by
 from medfl.errors import Faults, InputError, MedflError, RunError, StudyError
 from medfl.federation.round import Federation
@@ -188,8 +189,9 @@ class Runner:
     def _begin_with(self, model: FloatVector, run: str, noise: NoisePlan | None) -> None:
         """Make everything that the rounds need."""
         self._initial = model.copy()
-        self._federation = Federation(build_federation(self.study, noise), self.study.seed, model)
-        self._rounds = Rounds(
+        parts = build_federation(self.study, noise)
+        self._federation, kind = federation_for(self.study, parts, model)
+        self._rounds = kind(
             run=run,
             federation=self._federation,
             transport=self._transport,
@@ -308,6 +310,7 @@ class Runner:
 
     def _finish(self, done: Sequence[Mapping[str, Any]], reason: str, start_up: float) -> dict[str, Any]:
         clock, traffic = Clock(), dict[str, Any]()
+        self._transport.recall()
         with clock.phase("final_evaluation"):
             split = "test" if self._opened.holding("test") else "val"
             metrics = self._evaluate(split, traffic)
@@ -327,6 +330,7 @@ class Runner:
             "privacy": self._statement(),
             "traffic": records.traffic_total(done, traffic),
             "regulator": records.regulator_counts(done),
+            **asynchrony(done),
             "data": records.data_json(self._opened.sites),
             "seconds": records.seconds_total(done, {"start_up": start_up, **clock.seconds}),
             "versions": records.versions(),

@@ -1,5 +1,6 @@
 """From a Study to the parts that run. The only place that turns configurations into plug-ins."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,12 @@ def build_federation(study: Study, noise: NoisePlan | None = None) -> Federation
         summation=build_summation(study, noise),
         quorum=federation.quorum,
     )
+
+
+def planned_steps(study: Study, cases: int, values: Mapping[str, float]) -> int:
+    """Local steps of an order to a site with so many training cases, as far as the coordinator can tell."""
+    steps = math.ceil(cases / study.local.batch_size) * max(1, round(values["local.epochs"]))
+    return min(steps, study.local.max_steps or steps)
 
 
 def build_channel(study: Study) -> Channel:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from medfl.errors import Fault
+from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.hyperparameters.base import HyperparameterConfig, found_in
 from medfl.plugins import PluginConfig
 from medfl.study.model import Study
@@ -198,6 +199,55 @@ RULES = (
         "data.source makes images for another task than task.kind",
         "set data.source.task to the study's task",
     ),
+    Rule(
+        "C16",
+        frozenset({"schedule:event-driven", "channel:reveals-sum"}),
+        "updates arrive one by one, and there is no cohort whose masks cancel or whose sum may be opened",
+        "use channel: clear, or federation.schedule: all",
+    ),
+    Rule(
+        "async-clip",
+        frozenset({"schedule:event-driven", "update:own-clip", "channel:reveals-each"}),
+        "updates that are only added, as integers on a round's grid, cannot be weighted by their staleness",
+        "bound them with the regulator's rule norm_limit, or use federation.schedule: all",
+    ),
+    Rule(
+        "async-privacy",
+        frozenset({"schedule:event-driven", "privacy:on"}),
+        "the noise is calibrated for a cohort and a number of rounds that are known beforehand, and a site that is "
+        "faster would be charged for more",
+        "use federation.schedule: all with federation.deadline, which goes on without slow sites",
+    ),
+    Rule(
+        "async-compares",
+        frozenset({"schedule:event-driven", "regulator:compares-sites"}),
+        "the rule needs the updates of a round side by side, and these started from different models",
+        "use the rules finite, norm_limit, norm_history or validation",
+    ),
+    Rule(
+        "async-loss",
+        frozenset({"schedule:event-driven", "values:by-loss"}),
+        "a step's loss is that of the few sites that it is made of, so it moves with who arrives",
+        "use a constant or cosine",
+    ),
+    Rule(
+        "async-aggregator",
+        frozenset({"schedule:event-driven", "aggregator:other"}),
+        "the schedule itself weighs each update on arrival",
+        "leave federation.aggregator out, or use federation.schedule: all",
+    ),
+    Rule(
+        "async-server",
+        frozenset({"schedule:mixes", "server:other"}),
+        "mixing is the server step: momentum or Adam on top would count an update twice",
+        "leave federation.server out, or use federation.schedule: buffered",
+    ),
+    Rule(
+        "C8",
+        frozenset({"schedule:event-driven", "parts:sync-only"}),
+        "a part needs the mean of the same cohort in every round, which an asynchronous federation does not have",
+        "choose another (the rule fedprox holds back drift without a cohort), or federation.schedule: all",
+    ),
 )
 
 
@@ -232,6 +282,8 @@ def traits(study: Study) -> frozenset[str]:
     found |= {
         f"{point}:{trait}" for point, configs in points.items() for config in configs for trait in config.traits()
     }
+    if any(trait.endswith(":sync-only") for trait in found):
+        found.add("parts:sync-only")
     return frozenset(found | set(_of_the_whole(study)) | set(_of_privacy(study)))
 
 
@@ -252,6 +304,10 @@ def _of_privacy(study: Study) -> Iterator[str]:
         yield "memory:remembers"
     if study.update.gate.kind != "always":
         yield "gate:depends-on-update"
+    if study.federation.aggregator.kind != "weighted_mean":
+        yield "aggregator:other"
+    if study.federation.server != SERVER_STEPS.default("sgd"):
+        yield "server:other"
     if study.federation.schedule.kind != "all":
         yield "schedule:samples-sites"
     if any(rule.kind != "sgd" for rule in study.local.rules):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from medfl.errors import RunError
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.privacy.channels.base import Message
 from medfl.tasks.base import Statistics
@@ -80,6 +81,28 @@ class Transport(ABC):
     ) -> Generator[Delivery, None, None]:
         """Send the model with each order; yield one delivery an order, in their order. `evaluate` may be called
         between two deliveries. Closing the generator gives up the orders that have not started."""
+
+    def submit(self, order: TrainOrder, model: Payload, due: float, progress: LocalProgress | None = None) -> None:
+        """Send one order and return at once; for asynchronous studies. A site has one order at a time.
+
+        due: when the answer arrives in a simulation's own time; over a network it comes when it comes. The model's
+        bytes stay as they are until the answer is there. RunError when this transport knows no such orders.
+        """
+        what = f"{type(self).__name__} knows rounds only, and the study is asynchronous"
+        raise RunError.at("transport", what, "run it with medfl simulate, or with the coordinator's own service")
+
+    def arrival(self, timeout: float) -> Delivery | None:
+        """The next answer to a submitted order; None when there is none after `timeout` seconds, or nothing to wait
+        for. In a simulation they come by `due`, then by the sites' names."""
+        return None
+
+    def present(self) -> frozenset[str] | None:
+        """The sites that can be asked to train now; None where nobody comes or goes."""
+        return None
+
+    def recall(self) -> int:
+        """Give up every submitted order that has not arrived; how many there were."""
+        return 0
 
     @abstractmethod
     def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:

@@ -23,6 +23,7 @@ class InProcess(Transport):
         # two threads that share two cores with anything else wait for each other far longer than they compute
         torch.set_num_threads(1)
         self._host = SiteHost(inputs, cases)
+        self._submitted: dict[str, tuple[float, TrainOrder, Payload, LocalProgress | None]] = {}
 
     def open(self) -> list[SiteInfo]:
         return self._host.open()
@@ -44,10 +45,28 @@ class InProcess(Transport):
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
     ) -> Generator[Delivery, None, None]:
         for order in orders:
-            down = size(encode_order(order, model))
-            answer, state = self._host.train(order, model, _for_site(order.site, progress))
-            up = 0 if isinstance(answer, SiteFailure) else size(encode_reply(answer))
-            yield Delivery(answer, down, up, state)
+            yield self._train(order, model, progress)
+
+    def _train(self, order: TrainOrder, model: Payload, progress: LocalProgress | None) -> Delivery:
+        down = size(encode_order(order, model))
+        answer, state = self._host.train(order, model, _for_site(order.site, progress))
+        up = 0 if isinstance(answer, SiteFailure) else size(encode_reply(answer))
+        return Delivery(answer, down, up, state)
+
+    def submit(self, order: TrainOrder, model: Payload, due: float, progress: LocalProgress | None = None) -> None:
+        """The site trains when its answer is asked for: nobody can tell the difference."""
+        self._submitted[order.site] = due, order, model, progress
+
+    def arrival(self, timeout: float) -> Delivery | None:
+        if not self._submitted:
+            return None
+        site = min(self._submitted, key=lambda site: (self._submitted[site][0], site))
+        _, order, model, progress = self._submitted.pop(site)
+        return self._train(order, model, progress)
+
+    def recall(self) -> int:
+        given_up, self._submitted = len(self._submitted), {}
+        return given_up
 
     def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:
         for site, split in requests:

@@ -39,6 +39,7 @@ class ProcessPool(Transport):
             _Worker(inputs, names, number) for number, names in enumerate(_shared_out(cases, workers)) if names
         ]
         self._of = {name: worker for worker in self._workers for name in worker.sites}
+        self._submitted: dict[str, tuple[float, TrainOrder, _Job, int]] = {}
 
     def open(self) -> list[SiteInfo]:
         faults, infos = Faults(), []
@@ -91,11 +92,7 @@ class ProcessPool(Transport):
     def train(
         self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
     ) -> Generator[Delivery, None, None]:
-        jobs = []
-        for order in orders:
-            header = {"do": "train", **asdict(order)}
-            message = parts({**header, "model": model.header()}, model.buffers)
-            jobs.append(_Job(order.site, message, progress))
+        jobs = [_train(order, model, progress) for order in orders]
         for job in jobs:
             self._of[job.site].queue.append(job)
         try:
@@ -105,6 +102,26 @@ class ProcessPool(Transport):
         finally:
             for job in jobs:
                 self._of[job.site].drop(job)
+
+    def submit(self, order: TrainOrder, model: Payload, due: float, progress: LocalProgress | None = None) -> None:
+        job, worker = _train(order, model, progress), self._of[order.site]
+        self._submitted[order.site] = due, order, job, size(encode_order(order, model))
+        worker.queue.append(job)
+        worker.start_next()
+
+    def arrival(self, timeout: float) -> Delivery | None:
+        """Waits for the answer that is due first, however long that takes: others may be there before it."""
+        if not self._submitted:
+            return None
+        site = min(self._submitted, key=lambda site: (self._submitted[site][0], site))
+        _, order, job, down = self._submitted.pop(site)
+        return _delivery(order, *self._finish(job), down)
+
+    def recall(self) -> int:
+        given_up, self._submitted = self._submitted, {}
+        for site, (_, _, job, _) in given_up.items():
+            self._of[site].drop(job)
+        return len(given_up)
 
     def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:
         jobs = []
@@ -139,6 +156,11 @@ class ProcessPool(Transport):
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
+
+
+def _train(order: TrainOrder, model: Payload, progress: LocalProgress | None) -> _Job:
+    header = {"do": "train", **asdict(order), "model": model.header()}
+    return _Job(order.site, parts(header, model.buffers), progress)
 
 
 def _delivery(order: TrainOrder, header: dict[str, Any], message: Buffer, down: int) -> Delivery:

@@ -72,6 +72,7 @@ class Remote(Transport):
         self._members: dict[str, _Member] = {}
         self._declined: dict[str, str] = {}
         self._begins = False
+        self._submitted: dict[str, tuple[TrainOrder, Ticket | None, float]] = {}
         post.greeted = self._greeted
         post.greet(Request.of(JOIN, {"study": terms.study}))
 
@@ -210,6 +211,51 @@ class Remote(Transport):
         finally:
             self._post.drop(tickets.values(), "is not awaited any more")
 
+    # an asynchronous study
+
+    def submit(self, order: TrainOrder, model: Payload, due: float, progress: LocalProgress | None = None) -> None:
+        """due is not looked at. The study's deadline counts for each order, from here on."""
+        self._post.largest = max(self._post.largest, 16 * model.size + _ROOM)
+        ticket = None
+        if self._excuse(order.site) == "":
+            request = Request.of("train", {**asdict(order), "model": model.header()}, model.buffers)
+            ticket = self._post.post(order.site, request, progress, _digest(model))
+        self._submitted[order.site] = order, ticket, time.monotonic() + self._terms.patience.deadline
+
+    def arrival(self, timeout: float) -> Delivery | None:
+        landed = self._landed(time.monotonic() + timeout)
+        if landed is None:
+            return None
+        order, ticket = landed
+        if ticket is None:
+            return self._missed(order, self._excuse(order.site) or "could not be asked", None)
+        found = self._delivery(order, ticket)
+        self._post.drop([ticket], "was answered")
+        self._post.sweep()
+        return found
+
+    def _landed(self, end: float) -> tuple[TrainOrder, Ticket | None] | None:
+        with self._post.changed:
+            while self._submitted:
+                for site, (order, ticket, last) in sorted(self._submitted.items()):
+                    if ticket is None or self._settled(ticket, last, "did not answer before its order's deadline"):
+                        del self._submitted[site]
+                        return order, ticket
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                self._post.changed.wait(min(0.5, left))
+        return None
+
+    def present(self) -> frozenset[str]:
+        with self._post.changed:
+            return frozenset(site for site in self._members if self._can(site) and self._excuse(site) == "")
+
+    def recall(self) -> int:
+        given_up, self._submitted = self._submitted.values(), {}
+        self._post.drop([ticket for _, ticket, _ in given_up if ticket is not None], "is not awaited any more")
+        return len(given_up)
+
     def _excuse(self, site: str) -> str:
         """Why a site is not asked; "" when it is."""
         with self._post.changed:
@@ -230,15 +276,19 @@ class Remote(Transport):
     def _await(self, ticket: Ticket, end: float, late: str) -> None:
         """Until the ticket is settled, one way or another."""
         with self._post.changed:
-            while not ticket.settled:
-                if self._gone(ticket.site):
-                    self._post.drop([ticket], "was lost")
-                elif time.monotonic() >= end:
-                    self._post.drop([ticket], late)
-                elif ticket.site in self._declined:
-                    self._post.drop([ticket], self._declined[ticket.site])
-                else:
-                    self._post.changed.wait(min(0.5, max(0.0, end - time.monotonic())))
+            while not self._settled(ticket, end, late):
+                self._post.changed.wait(min(0.5, max(0.0, end - time.monotonic())))
+
+    def _settled(self, ticket: Ticket, end: float, late: str) -> bool:
+        """Whether there is an answer, or nothing more to wait for: the ticket is then dropped."""
+        if not ticket.settled:
+            if self._gone(ticket.site):
+                self._post.drop([ticket], "was lost")
+            elif time.monotonic() >= end:
+                self._post.drop([ticket], late)
+            elif ticket.site in self._declined:
+                self._post.drop([ticket], self._declined[ticket.site])
+        return ticket.settled
 
     def _delivery(self, order: TrainOrder, ticket: Ticket) -> Delivery:
         if ticket.answer is None:

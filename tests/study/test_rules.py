@@ -206,6 +206,74 @@ REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] 
 }
 
 
+def eventful(kind: str = "fedasync", **federation: Any) -> Study:
+    return study(federation={"schedule": kind, **federation})
+
+
+REFUSED_AND_ALLOWED |= {
+    "C16": (
+        lambda: with_parts("update", eventful(regulator=["finite"]), channel=marked("reveals-sum"), clip=1.0),
+        lambda: with_parts("update", eventful(regulator=["finite"]), channel=marked("reveals-each")),
+    ),
+    "async-clip": (
+        lambda: study(update={"clip": 1}, federation={"schedule": "buffered"}),
+        lambda: eventful("buffered", regulator=["finite", {"kind": "norm_limit", "limit": 1}]),
+    ),
+    "async-privacy": (
+        lambda: private("local", federation={"schedule": "fedasync", "regulator": ["finite"]}),
+        lambda: private("local", federation={"schedule": "all", "deadline": 60, "regulator": ["finite"]}),
+    ),
+    "async-compares": (
+        lambda: eventful("buffered", regulator=["median_distance"]),
+        lambda: eventful("buffered", regulator=["norm_history"]),
+    ),
+    "async-loss": (
+        lambda: study(local={"epochs": "adacomm"}, federation={"schedule": "fedasync"}),
+        lambda: study(
+            local={"epochs": {"kind": "cosine", "start": 4, "end": 1, "rounds": 3}}, federation={"schedule": "fedasync"}
+        ),
+    ),
+    "async-aggregator": (
+        lambda: with_parts("federation", eventful(), aggregator=marked(kind="median")),
+        lambda: with_parts("federation", study(), aggregator=marked(kind="median")),
+    ),
+    "async-server": (
+        lambda: eventful(server="momentum"),
+        lambda: eventful("buffered", server="momentum"),
+    ),
+    "C8": (
+        lambda: with_parts("local", eventful(), rules=(marked("sync-only"),)),
+        lambda: study(local={"rules": ["fedprox"]}, federation={"schedule": "fedasync"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["masks", "he"])
+@pytest.mark.parametrize("schedule", ["fedasync", "buffered"])
+def test_an_asynchronous_study_has_no_sum_only_channel(schedule: str, kind: str) -> None:
+    assert broken(eventful_over(schedule, kind)) == {"C16"}
+    assert broken(eventful_over("all", kind)) == set()
+
+
+def eventful_over(schedule: str, kind: str) -> Study:
+    return study(update={"channel": kind, "clip": 1}, federation={"schedule": schedule})
+
+
+@pytest.mark.parametrize("kind", ["site", "patient", "local"])
+def test_an_asynchronous_study_has_no_differential_privacy(kind: str) -> None:
+    def made(schedule: str) -> Study:
+        return private(kind, federation={"schedule": schedule, "regulator": ["finite"]})
+
+    assert "async-privacy" in broken(made("fedasync"))
+    assert broken(made("all")) == set()
+
+
+@pytest.mark.parametrize("server", ["adam", {"kind": "sgd", "learning_rate": 0.5}])
+def test_mixing_is_the_server_step(server: Any) -> None:
+    assert broken(eventful(server=server)) == {"async-server"}
+    assert broken(eventful("buffered", server=server)) == set()
+
+
 @pytest.mark.parametrize("name", [rule.name for rule in RULES])
 def test_each_rule_refuses_its_combination_and_not_the_nearest_that_works(name: str) -> None:
     if name not in REFUSED_AND_ALLOWED:

@@ -20,5 +20,10 @@ class Schedule(Plugin[PluginConfig], ABC):
 SCHEDULES = PluginPoint(
     "schedule",
     "medfl.schedules",
-    {"all": "medfl.federation.schedule.all:AllSites", "uniform": "medfl.federation.schedule.uniform:Uniform"},
+    {
+        "all": "medfl.federation.schedule.all:AllSites",
+        "uniform": "medfl.federation.schedule.uniform:Uniform",
+        "fedasync": "medfl.federation.asynchronous.fedasync:FedAsync",
+        "buffered": "medfl.federation.asynchronous.buffered:Buffered",
+    },
 )
