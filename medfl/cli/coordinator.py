@@ -117,6 +117,7 @@ def invite(
         coordinator=settings.name,
         address=settings.address,
         enrol_address=settings.enrol_address,
+        https_address=settings.https_address,
         ca=home.ca_certificate.read_text(encoding="ascii"),
         name=name,
         role=role.value,

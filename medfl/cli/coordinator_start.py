@@ -53,6 +53,8 @@ def start(
     try:
         service.open()
         text = f"coordinator {home.settings.name}: sites call at port {service.port}, enrol at {service.enrol_port}"
+        if service.https_port:
+            text += f", call by HTTPS at {service.https_port}"
         console.print(text, markup=False, highlight=False)
         summary = service.run(minimum, float("inf") if wait is None else wait)
     finally:

@@ -9,6 +9,7 @@ import typer
 from medfl.cli.logs import LogFormat, set_up_logs
 from medfl.cli.output import console
 from medfl.cli.passphrase import PassphraseFile, asking
+from medfl.transport.https import Fallback
 
 if TYPE_CHECKING:
     from medfl.site.service import SiteService
@@ -19,6 +20,15 @@ def start(
         Path, typer.Option(envvar="MEDFL_SITE_HOME", help="The site's folder, as `medfl site enrol` made it.")
     ],
     flower: Annotated[bool, typer.Option("--flower", help="Wait for Flower's ClientApp instead of calling.")] = False,
+    fallback: Annotated[
+        Fallback, typer.Option(help="Call by HTTPS where gRPC does not get through, never, or always.")
+    ] = Fallback.AUTO,
+    https_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="The coordinator's HTTPS port; default: as in the invitation.", show_default=False
+        ),
+    ] = None,
     passphrase_file: PassphraseFile = None,
     log: LogFormat = "text",
 ) -> None:
@@ -27,7 +37,7 @@ def start(
     Example: medfl site start --home /srv/medfl
     """
     set_up_logs(log)
-    service = _service(flower)(home, asking(passphrase_file))
+    service = _service(flower)(home, asking(passphrase_file), fallback, https_port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     what = "waiting for Flower" if flower else "calling its coordinator"

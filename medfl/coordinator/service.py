@@ -16,6 +16,8 @@ from medfl.study.model import Study
 from medfl.study.sources import Assignment, RunInputs
 from medfl.transport.grpc.enrolment import EnrolmentServer
 from medfl.transport.grpc.server import FederationServer
+from medfl.transport.https.server import HttpsServer
+from medfl.transport.invitation import join_address
 from medfl.transport.limits import RateLimit
 from medfl.transport.post import Post
 from medfl.transport.remote import Patience, Remote, Terms
@@ -42,7 +44,8 @@ class CoordinatorService:
         self.post = Post(name, self.home.spool, observer.presence, witness=self._witness)
         self._federation = FederationServer(self.post, self.register, self.note)
         self._enrolment = EnrolmentServer(self.register, self.note, _ENROLMENTS)
-        self.port = self.enrol_port = 0
+        self._https = HttpsServer(self.post, self.register, self.note)
+        self.port = self.enrol_port = self.https_port = 0
 
     def note(self, kind: str, detail: Mapping[str, Any]) -> None:
         """Into the audit log."""
@@ -65,7 +68,11 @@ class CoordinatorService:
         self.enrol_port = self._enrolment.start(
             f"{settings.listen}:{settings.enrol_port}", self._key, self._certificate
         )
-        self.note("listening", {"port": self.port, "enrol-port": self.enrol_port})
+        ports = {"port": self.port, "enrol-port": self.enrol_port}
+        if settings.https_port is not None:
+            address = join_address(settings.listen, settings.https_port)
+            self.https_port = ports["https-port"] = self._https.start(address, self._key, self._certificate, ca)
+        self.note("listening", ports)
 
     def run(self, minimum: int | None = None, wait: float = float("inf")) -> dict[str, Any]:
         """Begin the run, or go on with it, and see it to its end; the summary. minimum: sites that must have joined;
@@ -102,6 +109,7 @@ class CoordinatorService:
     def close(self) -> None:
         """End all lines; sites come back when there is a coordinator again."""
         self.post.close("the coordinator stops", over=False)
+        self._https.stop()
         self._federation.stop()
         self._enrolment.stop()
         self.register.close()

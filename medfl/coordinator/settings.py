@@ -47,11 +47,15 @@ class CoordinatorSettings(Section):
     listen: str = Field("0.0.0.0", description="the address to listen on; 0.0.0.0 for all")
     port: int = Field(PORT, ge=0, lt=2**16, description="for enrolled peers")
     enrol_port: int = Field(ENROL_PORT, ge=0, lt=2**16, description="hands out first certificates to invitations")
+    https_port: int | None = Field(
+        None, ge=0, lt=2**16, description="for enrolled peers behind proxies that block HTTP/2; null is off"
+    )
     addresses: tuple[str, ...] = Field(
         min_length=1, description="names and IP addresses that sites may use; invitations give the first"
     )
     public_port: int | None = Field(None, gt=0, lt=2**16, description="where sites find `port`, if it is forwarded")
     public_enrol_port: int | None = Field(None, gt=0, lt=2**16, description="where they find `enrol_port`")
+    public_https_port: int | None = Field(None, gt=0, lt=2**16, description="where they find `https_port`")
     sites: tuple[str, ...] = Field((), description="sites that may be invited; empty allows any")
 
     @field_validator("addresses")
@@ -66,6 +70,12 @@ class CoordinatorSettings(Section):
     def address(self) -> str:
         """host:port that sites connect to."""
         return join_address(self.addresses[0], self.public_port or self.port)
+
+    @property
+    def https_address(self) -> str | None:
+        """host:port that sites connect to where HTTP/2 is blocked; None when the coordinator does not listen so."""
+        port = None if self.https_port is None else self.public_https_port or self.https_port
+        return None if port is None else join_address(self.addresses[0], port)
 
     @property
     def enrol_address(self) -> str:

@@ -10,8 +10,11 @@ from medfl.keys import Ask
 from medfl.site.agent import Agent
 from medfl.site.enrolment import Credentials, load_credentials, renew
 from medfl.site.home import SiteHome
-from medfl.transport.grpc.client import Address, hold
+from medfl.transport.grpc.client import Address
 from medfl.transport.grpc.enrolment import connect
+from medfl.transport.https import Fallback
+from medfl.transport.https.fallback import Ways
+from medfl.transport.invitation import join_address, split_address
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +22,26 @@ _RENEWAL_LOOK = 3600.0
 
 
 class SiteService:
-    """One site, until `stop`."""
+    """One site, until `stop`. fallback, https_port: whether and where to call by HTTPS; the port that the coordinator
+    offers, if none is given. InputError when it offers none and the fallback is always."""
 
-    def __init__(self, folder: Path, ask: Ask | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ask: Ask | None = None,
+        fallback: Fallback = Fallback.AUTO,
+        https_port: int | None = None,
+    ) -> None:
         self._folder = folder
+        self._https_port = https_port
         self._ask = ask
         self.home = SiteHome.open(folder)
         self._credentials = load_credentials(folder, ask)
         self.agent = Agent(self.home, self._credentials.identity)
+        offered = https_port or self._credentials.connection.https_address
+        self._ways = Ways(
+            self._address, self._https_address if offered else None, fallback, self.home.work / "line.json"
+        )
         self._error: MedflError | None = None
 
     def stop(self) -> None:
@@ -52,7 +67,7 @@ class SiteService:
     def _hold(self) -> None:
         agent = self.agent
         try:
-            hold(self._address, agent.hello, agent.box, agent.welcomed, agent.stop, self._contact)
+            self._ways.hold(agent.hello, agent.box, agent.welcomed, agent.stop, self._contact)
         except MedflError as error:
             self._error = error
         finally:
@@ -64,6 +79,11 @@ class SiteService:
     def _address(self) -> Address:
         found = self._credentials
         return Address(found.connection.address, found.ca, found.key, found.certificate)
+
+    def _https_address(self) -> Address:
+        found = self._credentials
+        host, port = split_address(found.connection.https_address or found.connection.address)
+        return Address(join_address(host, self._https_port or port or 0), found.ca, found.key, found.certificate)
 
     def _keep_certificate(self) -> None:
         """Renew the certificate in good time; the line goes on, and the next one uses it."""

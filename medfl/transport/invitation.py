@@ -28,13 +28,14 @@ class _Document(BaseModel):
     coordinator: str = Field(description="the coordinator's name")
     address: str = Field(description="host:port of the coordinator")
     enrol_address: str = Field(description="host:port that hands out first certificates")
+    https_address: str | None = Field(None, description="host:port for peers whose network blocks HTTP/2")
     name: str = Field(pattern=NAME, description="the peer's name")
     role: Role
 
-    @field_validator("address", "enrol_address")
+    @field_validator("address", "enrol_address", "https_address")
     @classmethod
-    def _host_and_port(cls, address: str) -> str:
-        if split_address(address)[1] is None:
+    def _host_and_port(cls, address: str | None) -> str | None:
+        if address is not None and split_address(address)[1] is None:
             raise ValueError("names no port")
         return address
 
