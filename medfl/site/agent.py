@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 LARGEST = 2**32
 """Bytes of a message from the coordinator."""
 _COORDINATOR = "coordinator"
+_PILED = 256
 _LOOK = 0.5
 _TELL = 0.5
 _NAMES = re.compile(r"\S*[\d/\\]\S*")
@@ -85,9 +86,14 @@ class Agent:
         self._line: Line | None = None
         self._work = _Work()
         self.box = Mailbox(
-            home.work / "spool", self._wanted, self._arrived, beat=self._beat, forgotten=self._unwanted.add
+            home.work / "spool",
+            self._wanted,
+            self._arrived,
+            delivered=self._delivered,
+            beat=self._beat,
+            forgotten=self._forgotten,
+            unstored=self._unstored,
         )
-        self.box.clear()
 
     # the line's thread
 
@@ -116,11 +122,29 @@ class Agent:
         return "have" if id_ in self._seen else "take"
 
     def _arrived(self, id_: str, message: memoryview, came: int) -> None:
+        if self._requests.qsize() >= _PILED:
+            raise RunError.at("coordinator", f"asks faster than the site answers: {_PILED} requests wait")
         self._seen[id_] = None
         while len(self._seen) > 4096:
             self._seen.pop(next(iter(self._seen)))
         self._unwanted.discard(id_)
         self._requests.put((id_, message))
+
+    def _delivered(self, id_: str) -> None:
+        """The answer is there. Asked again, by a coordinator that lost it, the site answers again."""
+        self._seen.pop(id_, None)
+        self.box.clear(keep=self._seen.__contains__)
+
+    def _forgotten(self, id_: str) -> None:
+        if id_ in self._seen:
+            self._unwanted.add(id_)
+            self._seen.pop(id_, None)
+
+    def _unstored(self, id_: str, error: OSError) -> None:
+        log.error("a request cannot be stored: %s", error)
+        what = f"could not store the request: {error.strerror}"
+        answer = parts(error_json(RunError.at(f"site {self.name}", what, "make room on its disk")))
+        self.box.send(Outgoing(id_, answer))
 
     def _beat(self) -> Beat:
         done, steps = self._progress

@@ -6,116 +6,35 @@ on its way lies in a spool folder under its id, size and checksum, so that it is
 messages travel inside their Open. Transfers take turns: a small message does not wait for a large one.
 """
 
-import mmap
 import re
 import threading
 import time
 import zlib
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
-from medfl.errors import RunError
+from medfl.transport.limits import RateLimit
+from medfl.transport.parcels import CHUNK, INLINE, Incoming
+from medfl.transport.parcels import Outgoing as Outgoing
+from medfl.transport.parcels import ProtocolError as ProtocolError
 from medfl.transport.protocol.medfl_pb2 import Beat, Chunk, Done, Forget, Frame, Goodbye, Have, Open
-from medfl.update.wire import Buffer
 
-CHUNK = 2**20
-INLINE = 2**16
-"""Bytes: messages up to this size travel inside their Open."""
 MAX_FRAME = CHUNK + 2**12
 """Bytes: no frame is larger, chunk and all."""
 _ID = re.compile(r"[a-z0-9-]{1,120}")
 _STRIKES = 64
+"""Frames about messages that are not awaited: so many at once, and one a second."""
 _DEFECTS = 3
+_PARALLEL = 32
+"""Large messages on their way in at once."""
+_PILED = 4096
+"""Frames that wait to go out."""
+_BEATS = (0.1, 60.0)
 
 Wanted = Literal["take", "have", "no"]
 """What to do with an announced message: take it; it is here already; it is not wanted."""
-
-
-class ProtocolError(RunError):
-    """The other end broke the protocol: the connection is ended, and nothing else."""
-
-
-class Outgoing:
-    """A message on its way out. The pieces are not copied: they must not change while it is sent."""
-
-    def __init__(self, id_: str, pieces: Sequence[Buffer]) -> None:
-        self.id = id_
-        self._pieces = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
-        self._ends = list(accumulate(len(piece) for piece in self._pieces))
-        self.size = self._ends[-1] if self._ends else 0
-        self.sent = 0
-        checksum = 0
-        for piece in self._pieces:
-            checksum = zlib.crc32(piece, checksum)
-        self.crc32 = checksum
-
-    def open(self) -> Frame:
-        data = b"".join(self._pieces) if self.size <= INLINE else b""
-        self.sent += len(data)
-        return Frame(open=Open(id=self.id, size=self.size, crc32=self.crc32, data=data))
-
-    def chunk(self, offset: int) -> Frame:
-        """At most CHUNK bytes from `offset` on."""
-        at = bisect_right(self._ends, offset)
-        start = offset - (self._ends[at - 1] if at else 0)
-        data = bytes(self._pieces[at][start : start + CHUNK])
-        self.sent += len(data)
-        return Frame(chunk=Chunk(id=self.id, offset=offset, data=data))
-
-
-class Incoming:
-    """A message on its way in, in a file of its own. Bytes that a killed process took are still there."""
-
-    def __init__(self, spool: Path, opened: Open) -> None:
-        self.id, self.size, self._crc32 = opened.id, opened.size, opened.crc32
-        self.path = spool / f"{opened.id}.{opened.size:x}.{opened.crc32:08x}"
-        self.received = 0
-        self._file: IO[bytes] = self.path.open("a+b")
-        self.have = self._file.tell()
-        if self.have > self.size:
-            self._file.truncate(0)
-            self.have = 0
-        self._checksum = self._of_file() if self.have else 0
-
-    def _of_file(self) -> int:
-        checksum = 0
-        self._file.seek(0)
-        while piece := self._file.read(CHUNK):
-            checksum = zlib.crc32(piece, checksum)
-        return checksum
-
-    def write(self, offset: int, data: bytes) -> None:
-        """The next bytes; ProtocolError when they are not the next ones or too many."""
-        if offset != self.have or not data or offset + len(data) > self.size:
-            raise ProtocolError.at(
-                f"message {self.id}", f"got bytes {offset} to {offset + len(data)}, waited for byte {self.have}"
-            )
-        self._file.write(data)
-        self._checksum = zlib.crc32(data, self._checksum)
-        self.have += len(data)
-        self.received += len(data)
-
-    @property
-    def whole(self) -> bool:
-        return self.have == self.size
-
-    def finish(self) -> memoryview | None:
-        """The message, mapped into memory; None when its checksum is wrong, and it must be sent again."""
-        if self._checksum != self._crc32:
-            self._file.truncate(0)
-            self.have, self._checksum = 0, 0
-            return None
-        self._file.flush()
-        found = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
-        self._file.close()
-        return found
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Mailbox:
@@ -123,7 +42,8 @@ class Mailbox:
 
     wanted(id, size): asked for every announced message. arrived(id, message, bytes that came over the line): called
     once for each whole message, before the other end is told that it arrived. delivered(id): the other end has it.
-    forgotten(id): the other end does not want it.
+    forgotten(id): the other end does not want it. unstored(id, error): a message was given up because it cannot be
+    stored; what it raises ends the line.
     """
 
     def __init__(
@@ -134,6 +54,7 @@ class Mailbox:
         delivered: Callable[[str], None] = lambda id_: None,
         beat: Callable[[], Beat] = Beat,
         forgotten: Callable[[str], None] = lambda id_: None,
+        unstored: Callable[[str, OSError], None] = lambda id_, error: None,
     ) -> None:
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spool = spool
@@ -141,6 +62,7 @@ class Mailbox:
         self._arrived = arrived
         self._delivered = delivered
         self._forgotten = forgotten
+        self._unstored = unstored
         self.beat = beat
         self._outgoing: dict[str, Outgoing] = {}
         self._line: Line | None = None
@@ -169,7 +91,9 @@ class Mailbox:
         with self._changed:
             if self._line is not None:
                 self._line.end()
-            self._line = Line(self, seconds, self._changed, first)
+            # what the other end asks for need not make sense, nor be a number
+            beat = seconds if _BEATS[0] <= seconds <= _BEATS[1] else 2.0
+            self._line = Line(self, beat, self._changed, first)
             for message in self._outgoing.values():
                 self._line.announce(message)
             self._changed.notify_all()
@@ -181,9 +105,12 @@ class Mailbox:
             return not self._outgoing
 
     def clear(self, keep: Callable[[str], bool] = lambda id_: False) -> None:
-        """Remove what lies in the spool, but for the messages to keep."""
+        """Remove what lies in the spool, but for the messages to keep and those on their way in."""
+        with self._changed:
+            coming = set() if self._line is None else set(self._line.coming)
         for path in self._spool.iterdir():
-            if not keep(path.name.split(".")[0]):
+            id_ = path.name.split(".")[0]
+            if id_ not in coming and not keep(id_):
                 path.unlink(missing_ok=True)
 
 
@@ -197,13 +124,15 @@ class Line:
         self.control: deque[Frame] = deque(first)
         self._sending: deque[tuple[Outgoing, int]] = deque()
         self._incoming: dict[str, Incoming] = {}
-        self._strikes = 0
+        self._strikes = RateLimit(1.0, _STRIKES)
         self._defects: dict[str, int] = {}
         self._ended = False
+        self.inline = INLINE
+        """Bytes: larger where each turn of a line costs seconds."""
 
     def announce(self, message: Outgoing) -> None:
         """Under the mailbox's lock."""
-        self.control.append(message.open())
+        self.control.append(message.open(self.inline))
 
     def drop(self, id_: str) -> None:
         """Under the mailbox's lock."""
@@ -216,9 +145,15 @@ class Line:
                 self.control.append(Frame(goodbye=Goodbye(reason=goodbye, again=again, over=over)))
             self._ended = True
             self._changed.notify_all()
-            for incoming in self._incoming.values():
-                incoming.close()
+            stopped = list(self._incoming.values())
             self._incoming.clear()
+        for incoming in stopped:
+            incoming.close()
+
+    @property
+    def coming(self) -> Iterable[str]:
+        """The messages on their way in. Under the mailbox's lock."""
+        return self._incoming.keys()
 
     @property
     def ended(self) -> bool:
@@ -227,6 +162,9 @@ class Line:
     def hurry(self) -> None:
         """Send a beat now."""
         with self._changed:
+            # on a line that is seldom asked the newest is enough
+            if self.control and self.control[-1].WhichOneof("kind") == "beat":
+                self.control.pop()
             self.control.append(Frame(beat=self._box.beat()))
             self._changed.notify_all()
 
@@ -249,6 +187,23 @@ class Line:
                 due = time.monotonic() + self._seconds
             yield frame
 
+    def ready(self, seconds: float, most: int) -> list[Frame]:
+        """What waits to go out, for a line that is asked and not held open: at most `most` bytes and one frame more.
+        Waits up to `seconds` for the first frame."""
+        found: list[Frame] = []
+        size, due = 0, time.monotonic() + seconds
+        with self._changed:
+            while size <= most:
+                frame = self._next()
+                if frame is not None:
+                    found.append(frame)
+                    size += frame.ByteSize()
+                elif found or self._ended or (left := due - time.monotonic()) <= 0:
+                    break
+                else:
+                    self._changed.wait(left)
+        return found
+
     def _next(self) -> Frame | None:
         if self.control:
             return self.control.popleft()
@@ -262,8 +217,7 @@ class Line:
         return frame
 
     def take(self, frame: Frame) -> None:
-        """A frame of the transfers that came in. ProtocolError when the other end breaks the rules; OSError when it
-        cannot be stored."""
+        """A frame of the transfers that came in. ProtocolError when the other end breaks the rules."""
         kind = frame.WhichOneof("kind")
         if kind == "open":
             self._open(frame.open)
@@ -274,6 +228,7 @@ class Line:
         elif kind == "done":
             self._done(frame.done.id)
         elif kind == "forget":
+            self._stop(frame.forget.id)
             self._box.forget(frame.forget.id)
             self._box._forgotten(frame.forget.id)
         else:
@@ -281,34 +236,42 @@ class Line:
 
     def _say(self, frame: Frame) -> None:
         with self._changed:
+            if len(self.control) >= _PILED:
+                raise ProtocolError.at("line", f"asks and does not listen: {_PILED} frames wait for it")
             self.control.append(frame)
             self._changed.notify_all()
+
+    def _strike(self, what: str) -> None:
+        # a few are in order: of transfers that were given up while they were under way
+        if not self._strikes.allow():
+            raise ProtocolError.at("line", f"got too many {what}")
+
+    def _stop(self, id_: str) -> Incoming | None:
+        """End a transfer in."""
+        with self._changed:
+            incoming = self._incoming.pop(id_, None)
+        if incoming is not None:
+            incoming.close()
+        return incoming
 
     def _open(self, opened: Open) -> None:
         if not _ID.fullmatch(opened.id):
             raise ProtocolError.at("line", "got a message whose id is not one")
-        if opened.id in self._incoming:
+        known = self._incoming.get(opened.id)
+        if known is not None and (known.size, known.crc32) == (opened.size, opened.crc32):
             # announced twice: the transfer that runs goes on
             return
+        self._stop(opened.id)
         wanted = self._box._wanted(opened.id, opened.size)
         if wanted == "have":
             self._say(Frame(done=Done(id=opened.id)))
-            return
-        if wanted == "no":
-            self._strikes += 1
-            if self._strikes > _STRIKES:
-                raise ProtocolError.at("line", f"got {self._strikes} messages that nobody asked for")
+        elif wanted == "no":
+            self._strike("messages that nobody asked for")
             self._say(Frame(forget=Forget(id=opened.id)))
-            return
-        if opened.data or not opened.size:
+        elif opened.data or not opened.size:
             self._whole(opened)
-            return
-        incoming = Incoming(self._box._spool, opened)
-        self._incoming[opened.id] = incoming
-        if incoming.whole:
-            self._finish(incoming)
         else:
-            self._say(Frame(have=Have(id=opened.id, offset=incoming.have)))
+            self._begin(opened)
 
     def _whole(self, opened: Open) -> None:
         if len(opened.data) != opened.size or zlib.crc32(opened.data) != opened.crc32:
@@ -316,29 +279,60 @@ class Line:
         self._box._arrived(opened.id, memoryview(opened.data), opened.size)
         self._say(Frame(done=Done(id=opened.id)))
 
+    def _begin(self, opened: Open) -> None:
+        if len(self._incoming) >= _PARALLEL:
+            raise ProtocolError.at("line", f"sends more than {_PARALLEL} large messages at once")
+        try:
+            incoming = Incoming(self._box._spool, opened)
+        except OSError as error:
+            self._give_up(opened.id, error)
+            return
+        with self._changed:
+            if self._ended:
+                incoming.close()
+                return
+            self._incoming[opened.id] = incoming
+        if incoming.whole:
+            self._finish(incoming)
+        else:
+            self._say(Frame(have=Have(id=opened.id, offset=incoming.have)))
+
     def _chunk(self, chunk: Chunk) -> None:
         incoming = self._incoming.get(chunk.id)
         if incoming is None:
-            # of a transfer that was given up while it was under way
-            self._strikes += 1
-            if self._strikes > _STRIKES:
-                raise ProtocolError.at("line", "got bytes of a message that was not announced")
+            self._strike("bytes of messages that were not announced")
             return
-        incoming.write(chunk.offset, chunk.data)
+        try:
+            incoming.write(chunk.offset, chunk.data)
+        except OSError as error:
+            self._give_up(chunk.id, error)
+            return
         if incoming.whole:
             self._finish(incoming)
 
     def _finish(self, incoming: Incoming) -> None:
-        message = incoming.finish()
+        try:
+            message = incoming.finish()
+        except OSError as error:
+            self._give_up(incoming.id, error)
+            return
         if message is None:
             self._defects[incoming.id] = defects = self._defects.get(incoming.id, 0) + 1
             if defects >= _DEFECTS:
                 raise ProtocolError.at(f"message {incoming.id}", f"came damaged {defects} times")
             self._say(Frame(have=Have(id=incoming.id, offset=0)))
             return
-        self._incoming.pop(incoming.id, None)
+        self._stop(incoming.id)
         self._box._arrived(incoming.id, message, incoming.received)
         self._say(Frame(done=Done(id=incoming.id)))
+
+    def _give_up(self, id_: str, error: OSError) -> None:
+        """There is no room: the message is not taken, and what there is of it makes way."""
+        incoming = self._stop(id_)
+        if incoming is not None:
+            incoming.discard()
+        self._box._unstored(id_, error)
+        self._say(Frame(forget=Forget(id=id_)))
 
     def _have(self, have: Have) -> None:
         with self._changed:

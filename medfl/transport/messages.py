@@ -13,6 +13,10 @@ from medfl.update.base import Payload
 from medfl.update.wire import Buffer, pack_arrays, parts, unpack, unpack_arrays
 
 MAX_STATISTICS = 256 * 2**20
+"""Bytes, unpacked."""
+_LARGEST = 2**53
+_TEXT = 200
+_PHASES = 32
 
 
 def encode_order(order: TrainOrder, model: Payload) -> list[Buffer]:
@@ -45,21 +49,39 @@ def decode_reply(message: Buffer) -> TrainReply:
     """The reply of a received message; RunError naming every field that is missing, unknown or of a wrong type."""
     header, buffers = unpack(message)
     described = header.pop("payload", None)
-    spent = header.pop("seconds", None)
+    seconds = _seconds(header.pop("seconds", None))
     wrong = sorted(header.keys() ^ _REPLY_FIELDS.keys())
-    wrong += [name for name, kind in _REPLY_FIELDS.items() if name in header and type(header[name]) is not kind]
+    wrong += [name for name, kind in _REPLY_FIELDS.items() if name in header and not _is(header[name], kind)]
     if wrong:
         raise RunError.at("reply", f"fields {', '.join(wrong)} are not those of a training reply")
+    return TrainReply(**header, seconds=seconds, payload=None if described is None else Payload.of(described, buffers))
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a field has its type, and a size that can be reckoned and written with. A loss may be NaN."""
+    if type(value) not in (kind,):
+        return False
+    if kind is int:
+        return bool(0 <= value < _LARGEST)
+    return kind is not str or len(value) <= _TEXT
+
+
+def _seconds(spent: Any) -> dict[str, float]:
+    if not isinstance(spent, dict) or len(spent) > _PHASES:
+        raise RunError.at("reply", "field seconds is not one number a phase")
     try:
-        seconds = {str(phase): float(value) for phase, value in spent.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+        seconds = {phase: float(value) for phase, value in spent.items()}
+    except (TypeError, ValueError, OverflowError) as error:
         raise RunError.at("reply", f"field seconds is not one number a phase: {error}") from error
-    return TrainReply(**header, seconds=seconds, payload=Payload.of(described, buffers) if described else None)
+    if not all(len(phase) <= _TEXT and 0 <= value < _LARGEST for phase, value in seconds.items()):
+        raise RunError.at("reply", "field seconds has numbers that are no times")
+    return seconds
 
 
 def encode_statistics(statistics: Statistics) -> bytes:
     """Statistics are mostly empty histograms, so they travel compressed."""
-    return zstandard.compress(b"".join(pack_arrays({}, dict(statistics))), 1)
+    wide = {name: np.asarray(values, np.float64) for name, values in statistics.items()}
+    return zstandard.compress(b"".join(pack_arrays({}, wide)), 1)
 
 
 def decode_statistics(message: Buffer) -> Statistics:
@@ -73,4 +95,7 @@ def decode_statistics(message: Buffer) -> Statistics:
     if len(plain) > MAX_STATISTICS:
         raise RunError.at("statistics", f"are larger than {MAX_STATISTICS} bytes when unpacked")
     _, arrays = unpack_arrays(plain)
-    return {name: np.array(values, np.float64) for name, values in arrays.items()}
+    if not all(values.dtype == np.float64 for values in arrays.values()):
+        # narrower ones would grow when they are widened
+        raise RunError.at("statistics", "are not 64-bit numbers")
+    return {name: np.array(values) for name, values in arrays.items()}

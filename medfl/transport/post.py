@@ -15,10 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from medfl.errors import RunError
 from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
-from medfl.transport.peers import Peer
+from medfl.transport.peers import AdmissionError, Peer
 from medfl.transport.protocol.medfl_pb2 import Beat, Frame, Welcome
+from medfl.transport.texts import plain
 from medfl.update.wire import Buffer, parts
 
 VERSIONS = (1,)
@@ -26,6 +26,7 @@ VERSIONS = (1,)
 BEAT = 2.0
 """Seconds between two beats."""
 _SESSION = re.compile(r"[0-9a-f]{16,64}")
+_HEAD = re.compile(r"[0-9a-f]{64}")
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,25 @@ Witness = Callable[[str, str, str], tuple[str, str]]
 """(party, head of its audit log, head of ours that it kept last) -> (ours, the head of its log that we kept last)."""
 
 
+def _why_not(peer: Peer, frame: Frame) -> str:
+    """Why a peer's first frame is not taken; "" when it is."""
+    hello, heads = frame.hello, (frame.hello.audit, frame.hello.kept)
+    if frame.WhichOneof("kind") != "hello":
+        return "did not begin with a greeting"
+    if hello.name != peer.name:
+        return f"calls itself {plain(hello.name, 80)!r}, its certificate says {peer.name!r}"
+    if peer.role == "auditor":
+        return "is an auditor: it may look, and takes no part"
+    if not set(hello.versions) & set(VERSIONS):
+        theirs, ours = (", ".join(map(str, some)) for some in (hello.versions[:8], VERSIONS))
+        return f"speaks protocol {theirs}, this coordinator {ours} ({plain(hello.software, 80)})"
+    if not _SESSION.fullmatch(hello.session):
+        return "has no session of its own"
+    if any(head and not _HEAD.fullmatch(head) for head in heads):
+        return "says of audit logs what is not a SHA-256"
+    return ""
+
+
 class Post:
     """Thread-safe. greeted(ticket): called with what a new process of a site answers first. largest: bytes of a message
     from a site."""
@@ -106,22 +126,11 @@ class Post:
     # lines
 
     def welcome(self, peer: Peer, frame: Frame) -> Line:
-        """A peer opened a stream with this frame; RunError when it may not."""
-        if frame.WhichOneof("kind") != "hello":
-            raise RunError.at(peer.name, "did not begin with a greeting")
-        hello = frame.hello
-        if hello.name != peer.name:
-            raise RunError.at(peer.name, f"calls itself {hello.name!r}, its certificate says {peer.name!r}")
-        if peer.role == "auditor":
-            raise RunError.at(peer.name, "is an auditor: it may look, and takes no part")
-        common = set(hello.versions) & set(VERSIONS)
-        if not common:
-            ours = ", ".join(map(str, VERSIONS))
-            raise RunError.at(
-                peer.name, f"speaks protocol {list(hello.versions)}, this coordinator {ours} ({hello.software})"
-            )
-        if not _SESSION.fullmatch(hello.session):
-            raise RunError.at(peer.name, "has no session of its own")
+        """A peer opened a stream with this frame; AdmissionError when it may not."""
+        hello, common = frame.hello, set(frame.hello.versions) & set(VERSIONS)
+        why = _why_not(peer, frame)
+        if why:
+            raise AdmissionError.at(peer.name, why)
         head, kept = self._witness(peer.name, hello.audit, hello.kept)
         answer = Welcome(
             version=max(common), coordinator=self.name, beat=BEAT, largest=self.largest, audit=head, kept=kept
@@ -131,6 +140,9 @@ class Post:
             fresh = hello.session != desk.session
             desk.session, desk.peer = hello.session, peer
             if fresh:
+                if desk.line is not None:
+                    # both would come back for ever
+                    desk.line.end("another process with this certificate took its place", again=False)
                 self._greet(desk)
             desk.line = desk.box.connect(BEAT, [Frame(welcome=answer)])
             self._turn(desk, "connected", "")
@@ -146,7 +158,10 @@ class Post:
             def arrived(id_: str, message: memoryview, came: int) -> None:
                 self._arrived(name, id_, message, came)
 
-            self._desks[name] = _Desk(peer, Mailbox(self._spool / name, wanted, arrived))
+            def unstored(id_: str, error: OSError) -> None:
+                self._unstored(name, id_, error)
+
+            self._desks[name] = _Desk(peer, Mailbox(self._spool / name, wanted, arrived, unstored=unstored))
         return self._desks[peer.name]
 
     def _greet(self, desk: _Desk) -> None:
@@ -180,7 +195,7 @@ class Post:
         if frame.WhichOneof("kind") == "beat":
             self._beat(peer.name, frame.beat)
         elif frame.WhichOneof("kind") == "goodbye":
-            log.info("site %s says goodbye: %s", peer.name, frame.goodbye.reason)
+            log.info("site %s says goodbye: %s", peer.name, plain(frame.goodbye.reason))
             line.end()
         else:
             line.take(frame)
@@ -188,8 +203,9 @@ class Post:
     def _beat(self, site: str, beat: Beat) -> None:
         with self.changed:
             desk = self._desks[site]
-            if beat.state and (beat.state, beat.detail) != (desk.state, desk.detail):
-                self._turn(desk, beat.state[:40], beat.detail[:400])
+            said = plain(beat.state, 40), plain(beat.detail)
+            if beat.state and said != (desk.state, desk.detail):
+                self._turn(desk, *said)
             running = [ticket for ticket in desk.open.values() if ticket.progress is not None]
         if running and beat.steps and running[0].progress is not None:
             running[0].progress(site, beat.done, beat.steps)
@@ -219,9 +235,26 @@ class Post:
                 return "no"
             if ticket.settled:
                 return "have"
-        if size > self.largest:
-            raise RunError.at(f"site {site}", f"announced an answer of {size} bytes, {self.largest} are the limit")
-        return "take"
+            if size <= self.largest:
+                return "take"
+            # to end the line would help nobody: the site would come back with the same
+            ticket.failure = f"announced an answer of {size} bytes, {self.largest} are the limit"
+            self._settle(desk, ticket)
+        if id_ in desk.greetings:
+            self.greeted(ticket)
+        return "no"
+
+    def _unstored(self, site: str, id_: str, error: OSError) -> None:
+        """No room for an answer: it costs the site this request."""
+        with self.changed:
+            desk = self._desks[site]
+            ticket = desk.open.get(id_)
+            if ticket is None:
+                raise error
+            if not ticket.settled:
+                log.error("an answer of site %s cannot be stored: %s", site, error)
+                ticket.failure = f"its answer could not be stored here: {error.strerror}"
+                self._settle(desk, ticket)
 
     def _arrived(self, site: str, id_: str, message: memoryview, came: int) -> None:
         with self.changed:
@@ -301,6 +334,13 @@ class Post:
             if desk is None:
                 return float("inf")
             return None if desk.line is not None else time.monotonic() - desk.since
+
+    def awaits(self, site: str) -> int:
+        """How many answers a site owes."""
+        with self.changed:
+            desk = self._desks.get(site)
+            owed = [] if desk is None else [*desk.open.values(), *desk.greetings.values()]
+            return sum(not ticket.settled for ticket in owed)
 
     def states(self) -> dict[str, tuple[str, str]]:
         """State and detail of every site that called."""

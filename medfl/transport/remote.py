@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from medfl.errors import Fault, InputError, MedflError, RunError
+from medfl.errors import MedflError, RunError
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder
 from medfl.privacy.channels.base import Message
+from medfl.transport.answers import body, failure, heads_of, info_of
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
 from medfl.transport.messages import decode_reply, decode_statistics
 from medfl.transport.post import Post, Request, Ticket
+from medfl.transport.texts import plain
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector, Layout
 from medfl.update.wire import unpack
@@ -80,16 +82,16 @@ class Remote(Transport):
 
     def _greeted(self, ticket: Ticket) -> None:
         try:
-            header, _ = _body(ticket)
+            header, _ = body(ticket)
             if ticket.request.kind == JOIN:
                 self._joined(ticket.site, header)
             else:
                 self._began(ticket.site, header)
         except MedflError as error:
-            self._decline(ticket.site, error.faults[0].what)
+            self._decline(ticket.site, plain(error.faults[0].what))
 
     def _joined(self, site: str, header: Mapping[str, Any]) -> None:
-        info = _info(header.get("info"))
+        info = info_of(header.get("info"))
         if info.name != site:
             raise RunError.at(f"site {site}", f"joined as {info.name!r}")
         with self._post.changed:
@@ -104,12 +106,12 @@ class Remote(Transport):
             self._post.changed.notify_all()
 
     def _began(self, site: str, header: Mapping[str, Any]) -> None:
-        heads = header.get("heads", {}).get(site)
+        heads = heads_of(header, site)
         with self._post.changed:
             member = self._members.get(site)
             if member is None:
                 return
-            member.heads = None if heads is None else LedgerHeads(**heads)
+            member.heads = heads
             member.begun, member.misses, member.pruned = True, 0, False
             self._post.mark(site, "ready")
             self._post.changed.notify_all()
@@ -294,9 +296,9 @@ class Remote(Transport):
         if ticket.answer is None:
             return self._missed(order, ticket.failure, ticket)
         try:
-            header, _ = _body(ticket)
+            header, _ = unpack(ticket.answer)
             if "answer" in header:
-                return self._missed(order, str(header.get("reason", "failed without saying why")), ticket)
+                return self._missed(order, failure(ticket.site, header), ticket)
             reply = decode_reply(ticket.answer)
             if (reply.site, reply.round) != (order.site, order.round):
                 raise RunError.at(f"site {order.site}", f"answered for {reply.site}, round {reply.round}")
@@ -312,11 +314,11 @@ class Remote(Transport):
                 member.misses += 1
                 if member.misses >= self._terms.patience.misses and not member.pruned:
                     member.pruned = True
-                    self._post.mark(order.site, "pruned", reason)
+                    self._post.mark(order.site, "pruned", plain(reason))
         up, down = (0, 0) if ticket is None else (ticket.up_bytes, ticket.down_bytes)
         late = ticket is not None and "deadline" in ticket.failure
         text = reason if f"site {order.site}" in reason else f"site {order.site}, round {order.round}: {reason}"
-        return Delivery(SiteFailure(order.site, order.round, text, late), down, up)
+        return Delivery(SiteFailure(order.site, order.round, plain(text), late), down, up)
 
     def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
         end = time.monotonic() + self._terms.patience.exchange
@@ -329,7 +331,7 @@ class Remote(Transport):
         for site, ticket in tickets.items():
             self._await(ticket, end, f"did not answer {stage} in time")
             try:
-                said, buffers = _body(ticket)
+                said, buffers = body(ticket)
                 if isinstance(said.get("message"), dict):
                     answers[site] = Message(said["message"], tuple(buffers))
             except MedflError as error:
@@ -350,7 +352,7 @@ class Remote(Transport):
             for split, ticket in asked:
                 self._await(ticket, end, "did not evaluate in time")
                 try:
-                    statistics = decode_statistics(_body(ticket)[1][0])
+                    statistics = decode_statistics(body(ticket)[1][0])
                 except (MedflError, IndexError) as error:
                     log.warning("site %s did not evaluate on %s: %s", ticket.site, split, error)
                     continue
@@ -370,26 +372,3 @@ def _digest(model: Payload) -> bytes:
     for buffer in model.buffers:
         digest.update(buffer)
     return digest.digest()
-
-
-def _body(ticket: Ticket) -> tuple[dict[str, Any], list[memoryview]]:
-    """Header and buffers of an answer; RunError for a failure and for what the site says went wrong."""
-    if ticket.answer is None:
-        raise RunError.at(f"site {ticket.site}", ticket.failure)
-    header, buffers = unpack(ticket.answer)
-    if header.get("answer") == "error":
-        faults = header.get("faults")
-        found = [Fault(*map(str, fault)) for fault in faults] if isinstance(faults, list) else []
-        raise (InputError if header.get("input") else RunError)(
-            *(found or [Fault(f"site {ticket.site}", "failed without saying why", "")])
-        )
-    return header, buffers
-
-
-def _info(value: Any) -> SiteInfo:
-    try:
-        cases = {str(split): int(count) for split, count in value["cases"].items()}
-        skipped = {str(key): str(reason) for key, reason in value["skipped"].items()}
-        return SiteInfo(str(value["name"]), cases, skipped, str(value["identity"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError.at("site", f"joined without saying what it has: {error!r}") from error

@@ -19,9 +19,10 @@ from medfl.errors import RunError
 
 MAGIC = b"MFL1"
 _PREFIX = struct.Struct("<4sI")
-MAX_HEADER = 16 * 2**20
+MAX_HEADER = 4 * 2**20
 MAX_BUFFERS = 1 << 16
 MAX_DIMENSIONS = 32
+_LARGEST = 2**48
 _DTYPES = frozenset(np.dtype(code).newbyteorder("<").str for code in "?bhiqBHIQefd")
 
 Buffer = bytes | memoryview
@@ -64,7 +65,7 @@ def _header(text: bytes, length: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RunError.at("message", f"has a header that is not JSON: {error}") from error
     lengths = header.get("buffers") if isinstance(header, dict) and len(text) == length else None
-    if not isinstance(lengths, list) or not all(type(n) is int and n >= 0 for n in lengths):
+    if not isinstance(lengths, list) or not all(type(n) is int and 0 <= n <= _LARGEST for n in lengths):
         raise RunError.at("message", "has a header without buffer lengths")
     if len(lengths) > MAX_BUFFERS:
         raise RunError.at("message", f"has {len(lengths)} buffers, at most {MAX_BUFFERS} are allowed")
@@ -100,8 +101,10 @@ def _array(buffer: memoryview, dtype: Any, shape: Any) -> npt.NDArray[Any]:
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not plain numbers")
     flat = np.frombuffer(buffer, np.dtype(dtype))
-    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ValueError("the shape is not a list of a few lengths")
+    if not all(type(n) is int and 0 <= n <= _LARGEST for n in shape):
+        raise ValueError("the shape has lengths that are none")
     if math.prod(shape) != flat.size:
         raise ValueError(f"shape {shape!r} does not hold {flat.size} values")
     return flat.reshape(shape)

@@ -30,8 +30,8 @@ SERVER_OPTIONS: Sequence[tuple[str, Any]] = (
 )
 CLIENT_OPTIONS: Sequence[tuple[str, Any]] = (
     *_COMMON,
-    ("grpc.keepalive_time_ms", 5000),
-    ("grpc.keepalive_timeout_ms", 15000),
+    ("grpc.keepalive_time_ms", 3000),
+    ("grpc.keepalive_timeout_ms", 4000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5000),
     # two studies of one process do not share a connection

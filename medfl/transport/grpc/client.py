@@ -3,22 +3,27 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
 import grpc
 
-from medfl.errors import RunError
+from medfl.errors import MedflError, RunError
 from medfl.transport.grpc.channel import CONNECT, open_channel
 from medfl.transport.mail import Line, Mailbox
 from medfl.transport.post import VERSIONS
-from medfl.transport.protocol.medfl_pb2 import Frame, Hello, Welcome
+from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye, Hello, Welcome
+from medfl.transport.texts import plain
 
 log = logging.getLogger(__name__)
 
-_SLOWEST = 10.0
-_HEALTHY = 30.0
+_FIRST, _SLOWEST = 0.2, 10.0
+_HEALTHY = 5.0
+"""Seconds: a line that lived so long was a good one, and is tried again at once."""
+_SILENCE = 60.0
+"""Seconds without a frame: time for a piece over a slow line. gRPC itself notices lines that are cut sooner."""
 
 
 @dataclass(frozen=True)
@@ -53,50 +58,63 @@ def hold(
     address is asked before every try, so that a renewed certificate is used. contact(state, detail): what became of
     the line.
     """
-    wait = 0.2
+    wait = _FIRST
     while not stop.is_set():
-        greeting = hello()
-        greeting.versions.extend(VERSIONS)
+        begun = time.monotonic()
         try:
-            heard = _once(address(), Frame(hello=greeting), box, welcomed, stop)
+            greeting = hello()
+            greeting.versions.extend(VERSIONS)
+            _once(address(), Frame(hello=greeting), box, welcomed, stop)
             reason = "the line ended"
-            wait = 0.2 if heard else wait
+        except Refused:
+            raise
         except grpc.RpcError as error:
-            reason = str(error.details() if isinstance(error, grpc.Call) else error)
+            reason = plain(str(error.details() if isinstance(error, grpc.Call) else error))
+        except (MedflError, OSError, ValueError) as error:
+            # what one message does wrong, or a full disk, must not end the service
+            reason = plain(str(error))
+            log.warning("the line is given up: %s", reason)
         if stop.is_set():
             return
+        if time.monotonic() - begun >= _HEALTHY:
+            wait = _FIRST
         contact("away", reason)
         log.info("no line to the coordinator (%s): again in %.1f s", reason, wait)
         stop.wait(wait * random.uniform(0.5, 1.0))
         wait = min(_SLOWEST, wait * 2)
 
 
-def _once(address: Address, hello: Frame, box: Mailbox, welcomed: Welcomed, stop: threading.Event) -> bool:
-    """One stream, until it ends; whether the coordinator answered."""
+def _once(address: Address, hello: Frame, box: Mailbox, welcomed: Welcomed, stop: threading.Event) -> None:
+    """One stream, until it ends."""
     with closing(_Outbox(hello)) as out, _channel(address) as channel:
         call = channel.stream_stream(CONNECT, Frame.SerializeToString, Frame.FromString)(iter(out))
         watch = threading.Thread(target=_cancel_on, args=(stop, out, call), daemon=True)
         watch.start()
-        heard = False
+        line: Line | None = None
         try:
             for frame in call:
-                if frame.WhichOneof("kind") == "welcome" and not heard:
-                    heard = True
-                    line = box.connect(frame.welcome.beat or 2.0)
+                out.heard = time.monotonic()
+                kind = frame.WhichOneof("kind")
+                if kind == "goodbye":
+                    _take_leave(frame.goodbye, stop)
+                    return
+                if line is not None and kind != "beat":
+                    line.take(frame)
+                elif kind == "welcome":
+                    line = box.connect(frame.welcome.beat)
                     welcomed(frame.welcome, line)
                     out.use(line)
-                elif frame.WhichOneof("kind") == "goodbye":
-                    if frame.goodbye.over:
-                        log.info("the coordinator says: %s", frame.goodbye.reason)
-                        stop.set()
-                    elif not frame.goodbye.again:
-                        raise Refused.at("coordinator", f"says: {frame.goodbye.reason}", "ask the study lead")
-                    log.info("the coordinator says goodbye: %s", frame.goodbye.reason)
-                elif frame.WhichOneof("kind") != "beat" and heard:
-                    line.take(frame)
         finally:
             call.cancel()
-    return heard
+
+
+def _take_leave(goodbye: Goodbye, stop: threading.Event) -> None:
+    reason = plain(goodbye.reason)
+    log.info("the coordinator says goodbye: %s", reason)
+    if goodbye.over:
+        stop.set()
+    elif not goodbye.again:
+        raise Refused.at("coordinator", f"says: {reason}", "ask the study lead")
 
 
 def _channel(address: Address) -> grpc.Channel:
@@ -105,7 +123,7 @@ def _channel(address: Address) -> grpc.Channel:
 
 def _cancel_on(stop: threading.Event, out: "_Outbox", call: grpc.Call) -> None:
     while not out.closed.wait(0.1):
-        if stop.is_set():
+        if stop.is_set() or time.monotonic() - out.heard > _SILENCE:
             call.cancel()
             return
 
@@ -118,6 +136,7 @@ class _Outbox:
         self._ready = threading.Event()
         self._line: Line | None = None
         self.closed = threading.Event()
+        self.heard = time.monotonic()
 
     def use(self, line: Line) -> None:
         self._line = line

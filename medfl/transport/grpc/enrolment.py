@@ -1,19 +1,23 @@
 """Enrolment and renewal of certificates: two small calls."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 
-from medfl.errors import RunError
+from medfl.errors import MedflError, RunError
 from medfl.transport.grpc.channel import ENROLMENT, RENEWAL, SERVER_OPTIONS, open_channel
 from medfl.transport.limits import RateLimit
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
 from medfl.transport.protocol.medfl_pb2 import Certificate, EnrolRequest, RenewRequest
 
+log = logging.getLogger(__name__)
+
 _SECONDS = 20.0
 _REFUSED = "refused: ask the study lead for a new invitation"
+_BROKEN = "cannot be answered at the moment: try again later"
 _LARGEST = 2**14
 
 
@@ -40,13 +44,16 @@ class EnrolmentServer:
         return port
 
     def _enrol(self, request: EnrolRequest, context: grpc.ServicerContext) -> Certificate:
-        if not self._limit.allow():
+        if not self._limit.allow(context.peer().rpartition(":")[0]):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many attempts: try again in a minute")
         try:
             found = self._doorkeeper.enrol(request.token, request.request, request.identity, request.proof)
         except AdmissionError as error:
             self._note("enrolment-refused", {"from": context.peer(), "reason": error.faults[0].what})
             context.abort(grpc.StatusCode.PERMISSION_DENIED, _REFUSED)
+        except MedflError as error:
+            log.error("an invitation could not be answered: %s", error)
+            context.abort(grpc.StatusCode.UNAVAILABLE, _BROKEN)
         return Certificate(certificate=found)
 
     def stop(self) -> None:
@@ -72,6 +79,10 @@ class RenewalHandler:
             return Certificate(certificate=self._doorkeeper.renew(self._peer_of(context), request.request))
         except AdmissionError as error:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, error.faults[0].what)
+            raise
+        except MedflError as error:
+            log.error("a certificate could not be renewed: %s", error)
+            context.abort(grpc.StatusCode.UNAVAILABLE, _BROKEN)
             raise
 
 

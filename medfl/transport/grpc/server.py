@@ -2,8 +2,12 @@
 
 import logging
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -11,6 +15,8 @@ import grpc
 from medfl.errors import MedflError
 from medfl.transport.grpc.channel import SERVER_OPTIONS, SERVICE
 from medfl.transport.grpc.enrolment import RenewalHandler, _listen
+from medfl.transport.limits import RateLimit
+from medfl.transport.mail import Line, ProtocolError
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
 from medfl.transport.post import Post
 from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye
@@ -19,14 +25,42 @@ log = logging.getLogger(__name__)
 
 Note = Callable[[str, dict[str, Any]], None]
 
+_GREETING = 10.0
+"""Seconds for a stream's first frame."""
+_STREAMS = 4
+"""Of one peer at once: the one before may not have been given up yet."""
+_LOOK = 0.5
+_GRACE = 2.0
+_SILENCE = 60.0
+"""Seconds without a frame: time for a piece over a slow line. gRPC itself notices lines that are cut sooner."""
+_NOT_ADMITTED = "this certificate is not admitted any more"
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One that is open. heard, ended: when (monotonic)."""
+
+    peer: Peer
+    certificate: bytes
+    line: Line
+    context: grpc.ServicerContext
+    heard: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+    reason: str = ""
+
 
 class FederationServer:
-    """Brings streams to a `Post`. note: what goes into the audit log."""
+    """Brings streams to a `Post`. note: what goes into the audit log, of each peer a few lines a minute."""
 
     def __init__(self, post: Post, doorkeeper: Doorkeeper, note: Note, peers: int = 128) -> None:
         self._post = post
         self._doorkeeper = doorkeeper
         self._note = note
+        self._notes = RateLimit(1 / 30, 10)
+        self._streams: set[_Stream] = set()
+        self._count: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._server = grpc.server(
             ThreadPoolExecutor(peers + 8, "stream"),
             options=list(SERVER_OPTIONS),
@@ -43,9 +77,11 @@ class FederationServer:
         credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
         port = _listen(self._server, address, credentials)
         self._server.start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
         return port
 
     def stop(self) -> None:
+        self._stopped.set()
         self._server.stop(0.5).wait()
 
     def peer_of(self, context: grpc.ServicerContext) -> Peer:
@@ -53,51 +89,133 @@ class FederationServer:
         try:
             return self._doorkeeper.admit(_certificate(context))
         except AdmissionError as error:
-            self._note("refused", {"from": context.peer(), "reason": error.faults[0].what})
+            self._tell("refused", context.peer(), {"reason": error.faults[0].what})
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "this certificate is not admitted")
             raise
+        except MedflError as error:
+            log.error("nobody is let in: %s", error)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "nobody can be let in at the moment")
+            raise
+
+    def _tell(self, kind: str, caller: str, detail: dict[str, Any], source: str = "") -> None:
+        """Into the audit log, unless somebody tries to fill it."""
+        if self._notes.allow(source or caller.rpartition(":")[0]):
+            self._note(kind, {**detail, "from": caller})
+
+    @contextmanager
+    def _counted(self, peer: Peer, context: grpc.ServicerContext) -> Iterator[None]:
+        with self._lock:
+            self._count[peer.name] += 1
+            crowd = self._count[peer.name] > _STREAMS
+        try:
+            if crowd:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this peer has too many streams")
+            yield
+        finally:
+            with self._lock:
+                self._count[peer.name] -= 1
+                self._count += Counter()
 
     def _connect(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
         peer = self.peer_of(context)
-        certificate = _certificate(context)
-        try:
-            line = self._post.welcome(peer, next(frames))
-        except (MedflError, StopIteration, grpc.RpcError) as error:
-            reason = error.faults[0].what if isinstance(error, MedflError) else "no greeting"
-            self._note("refused", {"peer": peer.name, "from": context.peer(), "reason": reason})
-            yield Frame(goodbye=Goodbye(reason=reason, again=False))
-            return
-
-        def read() -> None:
-            reason = ""
+        with self._counted(peer, context):
             try:
-                for frame in frames:
-                    # a revocation counts for streams that are open, too
-                    self._doorkeeper.admit(certificate)
-                    self._post.take(peer, line, frame)
-            except grpc.RpcError:
-                reason = "connection lost"
-            except AdmissionError as error:
-                reason = error.faults[0].what
-                line.end("this certificate is not admitted any more", again=False)
-            except MedflError as error:
-                reason = str(error)
-                line.end(reason)
-                self._note("protocol", {"peer": peer.name, "from": context.peer(), "reason": reason})
-            except (OSError, ValueError) as error:
-                # a full disk, or a line that was replaced while it was read
-                reason = f"{type(error).__name__}: {error}"
-                log.warning("site %s: %s", peer.name, reason)
-            finally:
-                line.end()
-                self._post.gone(peer, line, reason)
+                line = self._post.welcome(peer, _first(frames, context))
+            except (MedflError, OSError) as error:
+                yield self._refused(peer, context, error)
+                return
+            yield from self._serve(_Stream(peer, _certificate(context), line, context), frames)
 
-        reader = threading.Thread(target=read, name=f"read-{peer.name}", daemon=True)
-        reader.start()
-        context.add_callback(line.end)
-        yield from line.frames()
-        # ends the reader, too
-        context.cancel()
+    def _refused(self, peer: Peer, context: grpc.ServicerContext, error: Exception) -> Frame:
+        if isinstance(error, AdmissionError):
+            reason = error.faults[0].what
+            self._tell("refused", context.peer(), {"peer": peer.name, "reason": reason}, peer.name)
+            return Frame(goodbye=Goodbye(reason=reason, again=False))
+        # the fault is here: sites come back when it is mended
+        log.error("site %s could not be welcomed: %s", peer.name, error)
+        return Frame(goodbye=Goodbye(reason="the coordinator cannot take sites at the moment", again=True))
+
+    def _serve(self, stream: _Stream, frames: Iterator[Frame]) -> Iterator[Frame]:
+        reader = threading.Thread(
+            target=self._read, args=(stream, frames), name=f"read-{stream.peer.name}", daemon=True
+        )
+        with self._lock:
+            self._streams.add(stream)
+        try:
+            reader.start()
+            stream.context.add_callback(stream.line.end)
+            yield from stream.line.frames()
+            # the last word is on its way: whoever hears it hangs up
+            reader.join(1.0)
+        finally:
+            stream.line.end()
+            stream.context.cancel()
+            with self._lock:
+                self._streams.discard(stream)
+
+    def _read(self, stream: _Stream, frames: Iterator[Frame]) -> None:
+        peer, line = stream.peer, stream.line
+        try:
+            for frame in frames:
+                stream.heard = time.monotonic()
+                # a revocation counts for streams that are open, too
+                self._doorkeeper.admit(stream.certificate)
+                self._post.take(peer, line, frame)
+        except grpc.RpcError:
+            stream.reason = stream.reason or "connection lost"
+        except AdmissionError as error:
+            self._cut(stream, error.faults[0].what, _NOT_ADMITTED, again=False)
+        except ProtocolError as error:
+            if not line.ended:
+                self._tell("protocol", stream.context.peer(), {"peer": peer.name, "reason": str(error)}, peer.name)
+                self._cut(stream, str(error), str(error))
+        except Exception as error:
+            # of one site, whatever it is: the others go on
+            log.exception("site %s", peer.name)
+            self._cut(stream, f"{type(error).__name__}: {error}", "the coordinator could not take what was sent")
+        finally:
+            line.end()
+            self._post.gone(peer, line, stream.reason)
+
+    def _cut(self, stream: _Stream, reason: str, told: str, again: bool = True) -> None:
+        if not stream.line.ended:
+            stream.reason = reason
+            stream.line.end(told, again=again)
+
+    def _watch(self) -> None:
+        """End the streams of those that are not admitted any more, that are silent, or that do not listen when told."""
+        while not self._stopped.wait(_LOOK):
+            with self._lock:
+                streams = list(self._streams)
+            for stream in streams:
+                self._look_at(stream, time.monotonic())
+
+    def _look_at(self, stream: _Stream, now: float) -> None:
+        if stream.line.ended:
+            stream.ended = stream.ended or now
+            if now - stream.ended > _GRACE:
+                stream.context.cancel()
+            return
+        try:
+            self._doorkeeper.admit(stream.certificate)
+        except AdmissionError as error:
+            self._cut(stream, error.faults[0].what, _NOT_ADMITTED, again=False)
+        except MedflError as error:
+            log.error("who is admitted cannot be told: %s", error)
+        if now - stream.heard > _SILENCE:
+            self._cut(stream, f"said nothing for {_SILENCE:.0f} s", "nothing was heard of this site")
+
+
+def _first(frames: Iterator[Frame], context: grpc.ServicerContext) -> Frame:
+    """What a stream begins with; an empty frame when it says nothing in time."""
+    patience = threading.Timer(_GREETING, context.cancel)
+    patience.start()
+    try:
+        return next(frames, Frame())
+    except grpc.RpcError:
+        return Frame()
+    finally:
+        patience.cancel()
 
 
 def _certificate(context: grpc.ServicerContext) -> bytes:

@@ -1,0 +1,119 @@
+"""Messages on their way: out of memory in pieces, and into a file."""
+
+import mmap
+import os
+import threading
+import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from io import FileIO
+from itertools import accumulate
+from pathlib import Path
+
+from medfl.errors import RunError
+from medfl.transport.protocol.medfl_pb2 import Chunk, Frame, Open
+from medfl.update.wire import Buffer
+
+CHUNK = 2**20
+INLINE = 2**16
+"""Bytes: messages up to this size travel inside their Open."""
+
+
+class ProtocolError(RunError):
+    """The other end broke the protocol: the connection is ended, and nothing else."""
+
+
+class Outgoing:
+    """A message on its way out. The pieces are not copied: they must not change while it is sent."""
+
+    def __init__(self, id_: str, pieces: Sequence[Buffer]) -> None:
+        self.id = id_
+        self._pieces = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
+        self._ends = list(accumulate(len(piece) for piece in self._pieces))
+        self.size = self._ends[-1] if self._ends else 0
+        self.sent = 0
+        checksum = 0
+        for piece in self._pieces:
+            checksum = zlib.crc32(piece, checksum)
+        self.crc32 = checksum
+
+    def open(self, inline: int = INLINE) -> Frame:
+        """The announcement; with the message itself when it has at most `inline` bytes."""
+        data = b"".join(self._pieces) if self.size <= inline else b""
+        self.sent += len(data)
+        return Frame(open=Open(id=self.id, size=self.size, crc32=self.crc32, data=data))
+
+    def chunk(self, offset: int) -> Frame:
+        """At most CHUNK bytes from `offset` on."""
+        at = bisect_right(self._ends, offset)
+        start = offset - (self._ends[at - 1] if at else 0)
+        data = bytes(self._pieces[at][start : start + CHUNK])
+        self.sent += len(data)
+        return Frame(chunk=Chunk(id=self.id, offset=offset, data=data))
+
+
+class Incoming:
+    """A message on its way in, in a file of its own. Bytes that a killed process took are still there. Each byte has
+    its place in the file, so a line that was replaced does no harm when it writes late."""
+
+    def __init__(self, spool: Path, opened: Open) -> None:
+        self.id, self.size, self.crc32 = opened.id, opened.size, opened.crc32
+        self.path = spool / f"{opened.id}.{opened.size:x}.{opened.crc32:08x}"
+        self.received = 0
+        self._lock = threading.Lock()
+        self._file = self._open()
+        self.have = os.fstat(self._file.fileno()).st_size
+        if self.have > self.size:
+            self._again()
+
+    def _open(self) -> FileIO:
+        return FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+")
+
+    def _again(self) -> None:
+        # a new file: the old one may be mapped somewhere
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+        self._file, self.have = self._open(), 0
+
+    def write(self, offset: int, data: bytes) -> None:
+        """The next bytes; ProtocolError when they are not the next ones or too many."""
+        end = offset + len(data)
+        if offset != self.have or not data or end > self.size:
+            raise ProtocolError.at(f"message {self.id}", f"got bytes {offset} to {end}, waited for byte {self.have}")
+        with self._lock:
+            if self._file.closed:
+                return
+            self._file.seek(offset)
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+        self.have = end
+        self.received += len(data)
+
+    @property
+    def whole(self) -> bool:
+        return self.have == self.size
+
+    def finish(self) -> memoryview | None:
+        """The message, mapped into memory; None when what lies in the file is not what was announced, and must be sent
+        again."""
+        with self._lock:
+            if self._file.closed:
+                raise ProtocolError.at(f"message {self.id}", "came by a line that was replaced")
+            if os.fstat(self._file.fileno()).st_size == self.size:
+                found = memoryview(mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ))
+                if zlib.crc32(found) == self.crc32:
+                    self._file.close()
+                    return found
+                found.release()
+            self._again()
+            return None
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+    def discard(self) -> None:
+        """Give the message up, and its room."""
+        self.close()
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,269 @@
+"""Whatever happens to a line, each message arrives once and whole."""
+
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys.wires import End, Wire
+
+from medfl.transport import mail, parcels
+from medfl.transport.mail import Mailbox, Outgoing, ProtocolError
+from medfl.transport.parcels import Incoming
+from medfl.transport.protocol.medfl_pb2 import Beat, Chunk, Frame, Have, Open
+
+MESSAGES = st.dictionaries(st.sampled_from(["a-1", "b-2", "c-3"]), st.binary(max_size=60), max_size=3)
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["send", "deliver", "cut", "restart", "repeat", "swap", "flip"]), st.integers(0, 1)),
+    max_size=60,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """Chunks of 7 bytes, and messages of up to 5 inside their announcement."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parcels, "CHUNK", 7)
+        patch.setattr(mail, "INLINE", 5)
+        yield
+
+
+def damage(spool: Path) -> None:
+    for path in sorted(spool.iterdir()):
+        content = bytearray(path.read_bytes())
+        if content:
+            content[len(content) // 2] ^= 1
+            path.write_bytes(bytes(content))
+
+
+def act(wire: Wire, action: str, at: int) -> None:
+    end = wire.ends[at]
+    if action == "send":
+        wire.send(at)
+    elif action == "deliver":
+        wire.deliver(at)
+    elif action == "cut":
+        wire.cut()
+    elif action == "restart":
+        end.restart()
+        wire.cut()
+    elif action == "repeat" and end.ways:
+        end.ways.append(end.ways[-1])
+    elif action == "swap" and len(end.ways) > 1:
+        end.ways[-1], end.ways[-2] = end.ways[-2], end.ways[-1]
+    elif action == "flip":
+        damage(end.spool)
+
+
+def check(there: dict[str, bytes], back: dict[str, bytes], actions: list[tuple[str, int]]) -> None:
+    with TemporaryDirectory() as folder:
+        one, other = End(Path(folder, "one"), there), End(Path(folder, "other"), back)
+        wire = Wire(one, other)
+        for action, at in actions:
+            act(wire, action, at)
+        # frames that were reordered may leave both ends waiting: the next connection puts that right
+        wire.cut()
+        assert wire.settle() and not one.unsent and not other.unsent
+        assert sorted(other.arrived) == sorted(there.items()) and sorted(one.arrived) == sorted(back.items())
+
+
+@settings(deadline=None, max_examples=300)
+@given(MESSAGES, MESSAGES, ACTIONS)
+def test_every_message_arrives_once_and_whole(
+    there: dict[str, bytes], back: dict[str, bytes], actions: list[tuple[str, int]]
+) -> None:
+    check(there, back, actions)
+
+
+HALF_WAY = [*[("send", 0), ("deliver", 0), ("send", 1), ("deliver", 1)] * 4]
+
+
+@pytest.mark.parametrize("then", ["cut", "restart"])
+def test_a_byte_that_changed_in_the_spool_is_noticed(then: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    story = [*HALF_WAY, ("flip", 1), (then, 1)]
+    check({"a-1": bytes(range(50))}, {}, story)
+    # a receiver that believes its file takes the damaged message
+    monkeypatch.setattr(parcels.zlib, "crc32", lambda data, start=0: 0)
+    with pytest.raises(AssertionError):
+        check({"a-1": bytes(range(50))}, {}, story)
+
+
+def test_a_receiver_that_forgets_takes_a_message_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake of the exactly-once property: the Done is lost, and nobody remembers."""
+    monkeypatch.setattr(End, "wanted", lambda self, id_, size: "take")
+    with pytest.raises(AssertionError):
+        check({"a-1": b"12"}, {}, [("send", 0), ("deliver", 0), ("send", 1), ("cut", 0)])
+
+
+def test_a_transfer_goes_on_at_the_missing_byte(tmp_path: Path) -> None:
+    message = bytes(70)
+    one, other = End(tmp_path / "one", {"a-1": message}), End(tmp_path / "other", {})
+    wire = Wire(one, other)
+    for action, at in HALF_WAY:
+        act(wire, action, at)
+    outgoing = one.box._outgoing["a-1"]
+    other.restart()
+    wire.cut()
+    assert wire.settle() and other.arrived == [("a-1", message)] and wire.cuts == 1
+    # but for the piece that was on the wire
+    assert 70 <= outgoing.sent <= 70 + 7
+
+
+def outgoing_order(one: End, wire: Wire) -> list[str]:
+    found = []
+    while wire.send(0) or wire.send(1) or one.ways or wire.ends[1].ways:
+        found += [frame.chunk.id for frame in one.ways if frame.WhichOneof("kind") == "chunk"]
+        found += [f"open {frame.open.id}" for frame in one.ways if frame.WhichOneof("kind") == "open"]
+        wire.deliver(0)
+        wire.deliver(1)
+    return found
+
+
+def test_a_small_message_overtakes_and_two_large_ones_take_turns(tmp_path: Path) -> None:
+    one, other = End(tmp_path / "one", {"a-1": bytes(70), "b-2": bytes(70)}), End(tmp_path / "other", {})
+    wire = Wire(one, other)
+    for _ in range(8):
+        wire.send(0), wire.deliver(0), wire.send(1), wire.deliver(1)
+    one.box.send(Outgoing("c-3", [b"now"]))
+    order = outgoing_order(one, wire)
+    assert order[0] == "open c-3"
+    chunks = order[1:]
+    assert all(before != after for before, after in pairwise(chunks[:-1]))
+    assert {id_ for id_, _ in other.arrived} == {"a-1", "b-2", "c-3"}
+
+
+def test_a_request_that_was_given_up_half_way_can_be_sent_again(tmp_path: Path) -> None:
+    one, other = End(tmp_path / "one", {"a-1": bytes(70)}), End(tmp_path / "other", {})
+    wire = Wire(one, other)
+    for action, at in HALF_WAY:
+        act(wire, action, at)
+    one.box.forget("a-1", tell=True)
+    one.box.send(Outgoing("a-1", [bytes(70)]))
+    assert wire.settle() and other.arrived == [("a-1", bytes(70))] and wire.cuts == 0
+
+
+def test_an_answer_that_changed_replaces_the_one_before(tmp_path: Path) -> None:
+    one, other = End(tmp_path / "one", {"a-1": bytes(70)}), End(tmp_path / "other", {})
+    wire = Wire(one, other)
+    for action, at in HALF_WAY:
+        act(wire, action, at)
+    one.box.forget("a-1")
+    one.box.send(Outgoing("a-1", [b"x" * 70]))
+    assert wire.settle() and other.arrived == [("a-1", b"x" * 70)]
+
+
+# limits
+
+
+def mailbox(spool: Path, wanted: str = "take") -> Mailbox:
+    return Mailbox(spool, lambda id_, size: wanted, lambda id_, message, came: None)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("id_", ["../../x", "a/b", "", "A", "a.b", "a" * 121, "a\n", "\x00", "é"])
+def test_an_id_is_no_path(tmp_path: Path, id_: str) -> None:
+    line = mailbox(tmp_path / "spool").connect(2.0)
+    with pytest.raises(ProtocolError):
+        line.take(Frame(open=Open(id=id_, size=100)))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "spool"]
+
+
+def test_what_lies_in_the_spool_is_its_owners_alone(tmp_path: Path) -> None:
+    line = mailbox(tmp_path / "spool").connect(2.0)
+    line.take(Frame(open=Open(id="a", size=100)))
+    (path,) = (tmp_path / "spool").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_in_the_spool_is_not_followed(tmp_path: Path) -> None:
+    target, given_up = tmp_path / "target", list[str]()
+    target.write_bytes(b"precious")
+    box = Mailbox(
+        tmp_path / "spool", lambda i, s: "take", lambda i, m, c: None, unstored=lambda id_, e: given_up.append(id_)
+    )
+    (tmp_path / "spool" / f"a.{8:x}.{0:08x}").symlink_to(target)
+    box.connect(2.0).take(Frame(open=Open(id="a", size=8)))
+    assert given_up == ["a"] and target.read_bytes() == b"precious"
+
+
+def test_a_flood_of_announcements_is_ended_and_fills_nothing(tmp_path: Path) -> None:
+    for wanted in ("no", "have", "take"):
+        line = mailbox(tmp_path / wanted, wanted).connect(2.0)
+        tracemalloc.start()
+        with pytest.raises(ProtocolError):
+            for number in range(1_000_000):
+                line.take(Frame(open=Open(id=f"{number}", size=10)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        line.end()
+        assert peak < 8 * 2**20 and number < 10_000 and len(list((tmp_path / wanted).iterdir())) <= 32
+
+
+def test_bytes_that_nobody_asked_for_end_the_line_but_a_few_do_not(tmp_path: Path) -> None:
+    line = mailbox(tmp_path / "spool").connect(2.0)
+    for _ in range(64):
+        line.take(Frame(chunk=Chunk(id="a", offset=0, data=b"x")))
+    with pytest.raises(ProtocolError):
+        for _ in range(64):
+            line.take(Frame(chunk=Chunk(id="a", offset=0, data=b"x")))
+
+
+def test_frames_out_of_place_end_the_line(tmp_path: Path) -> None:
+    one = End(tmp_path / "one", {"a": bytes(70)})
+    line = one.box.connect(2.0)
+    for frame in (Frame(), Frame(beat=Beat()), *(Frame(have=Have(id="a", offset=at)) for at in (70, 2**63))):
+        with pytest.raises(ProtocolError):
+            line.take(frame)
+    line.take(Frame(have=Have(id="unknown", offset=5)))
+    opened = Open(id="b", size=70, crc32=5)
+    line.take(Frame(open=opened))
+    for offset, data in ((7, b"x"), (0, b""), (0, bytes(71))):
+        with pytest.raises(ProtocolError):
+            line.take(Frame(chunk=Chunk(id="b", offset=offset, data=data)))
+
+
+def test_a_message_that_never_fits_its_checksum_ends_the_line(tmp_path: Path) -> None:
+    line = mailbox(tmp_path / "spool").connect(2.0)
+    line.take(Frame(open=Open(id="a", size=7, crc32=zlib.crc32(b"1234567"))))
+    with pytest.raises(ProtocolError, match="damaged"):
+        for _ in range(3):
+            line.take(Frame(chunk=Chunk(id="a", offset=0, data=b"7654321")))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-30, -1.0, float("nan"), float("inf"), 1e30])
+def test_a_beat_that_makes_no_sense_is_not_kept(tmp_path: Path, seconds: float) -> None:
+    line = mailbox(tmp_path / "spool").connect(seconds)
+    assert line._seconds == 2.0
+
+
+def test_a_full_disk_costs_the_message_and_not_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = End(tmp_path / "one", {"a-1": bytes(70), "b-2": b"tiny"}), End(tmp_path / "other", {})
+    lost: list[tuple[str, int | None]] = []
+    other.box._unstored = lambda id_, error: lost.append((id_, error.errno))
+    wire = Wire(one, other)
+
+    def write(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Incoming, "write", write)
+        assert wire.settle() and wire.cuts == 0
+    assert lost == [("a-1", 28)] and other.arrived == [("b-2", b"tiny")]
+    assert not list(other.spool.iterdir()), "what there was of it must make room"
+    one.box.send(Outgoing("a-1", [bytes(70)]))
+    assert wire.settle() and ("a-1", bytes(70)) in other.arrived
+
+
+def test_clearing_spares_what_is_on_its_way(tmp_path: Path) -> None:
+    one, other = End(tmp_path / "one", {"a-1": bytes(70)}), End(tmp_path / "other", {})
+    wire = Wire(one, other)
+    for action, at in HALF_WAY:
+        act(wire, action, at)
+    (other.spool / "old.5.0").write_bytes(b"x")
+    other.box.clear()
+    assert [path.name.split(".")[0] for path in other.spool.iterdir()] == ["a-1"]
+    assert wire.settle() and other.arrived == [("a-1", bytes(70))]
