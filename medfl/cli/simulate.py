@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,8 @@ from medfl.errors import InputError
 if TYPE_CHECKING:
     from medfl.coordinator.observer import Observer
     from medfl.study.sources import RunInputs
+
+EngineName = Literal["pool", "ray"]
 
 
 def simulate(
@@ -38,6 +40,12 @@ def simulate(
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that train sites; default: one a core.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="What sites train on: processes of this machine, or Ray (extra `ray`).")
+    ] = "pool",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; default: Ray on this machine.", show_default=False)
     ] = None,
     resume: Annotated[
         Path | None,
@@ -72,7 +80,10 @@ def simulate(
     from medfl.coordinator.observer import Observers
     from medfl.coordinator.runner import inputs_of
     from medfl.coordinator.runner import simulate as run
+    from medfl.transport.engines import Engine
 
+    if ray_address is not None and engine != "ray":
+        raise InputError.at("--ray-address", "goes with --engine ray", "add --engine ray, or leave it out")
     if resume is not None:
         given: dict[str, Any] = {
             "STUDY": study,
@@ -97,7 +108,8 @@ def simulate(
         inputs = inputs.model_copy(update={"ledgers": _ledgers(ledgers, inputs, folder).resolve()})
     try:
         observers = [make_progress(console, _primary(inputs)), *_sinks(sink or [], folder)]
-        summary = run(inputs, folder, Observers(observers), workers=workers, resume=resume is not None)
+        chosen = Engine(workers, engine == "ray", ray_address)
+        summary = run(inputs, folder, Observers(observers), resume=resume is not None, engine=chosen)
     finally:
         if resume is None and out is None and not any(folder.iterdir()):
             folder.rmdir()

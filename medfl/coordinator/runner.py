@@ -39,6 +39,7 @@ from medfl.study.build import (
 from medfl.study.sources import Assignment, RunInputs, assign_cases
 from medfl.tasks.base import Metric, add
 from medfl.transport.base import Transport
+from medfl.transport.engines import Engine, make_transport
 from medfl.update.base import Payload, Update
 from medfl.update.vector import FloatVector, Layout
 
@@ -358,26 +359,20 @@ def _site_states(arrays: Arrays) -> dict[str, Arrays]:
     return states
 
 
-def make_transport(inputs: RunInputs, assignment: Assignment, workers: int | None) -> Transport:
-    """In this process for one worker, else a pool of processes."""
-    from medfl.transport.process_pool import ProcessPool, worker_count
-
-    count = worker_count(workers, len(assignment.cases))
-    if count > 1:
-        return ProcessPool(inputs, assignment.cases, count)
-    from medfl.transport.in_process import InProcess
-
-    return InProcess(inputs, assignment.cases)
-
-
 def simulate(
-    inputs: RunInputs, out: Path, observer: Observer, *, workers: int | None = None, resume: bool = False
+    inputs: RunInputs,
+    out: Path,
+    observer: Observer,
+    *,
+    workers: int | None = None,
+    resume: bool = False,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Run (or go on with) a whole federation on this machine; the summary."""
     if not resume:
         _refuse_used(out)
     assignment = assign_cases(inputs)
-    transport = make_transport(inputs, assignment, workers)
+    transport = make_transport(inputs, assignment, engine or Engine(workers))
     try:
         runner = Runner(inputs, out, transport, assignment, observer)
         try:

@@ -1,9 +1,9 @@
-"""The worker process of the pool: a SiteHost at the far end of a pipe."""
+"""A worker of a pool: a SiteHost at the far end of a link."""
 
 import signal
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from typing import Protocol
 
 from medfl.errors import MedflError
 from medfl.study.sources import RunInputs, assign_cases
@@ -14,13 +14,26 @@ from medfl.update.wire import Buffer, pack_arrays, parts, unpack
 _PROGRESS_SECONDS = 0.2
 
 
-def run(connection: Connection, inputs_json: str, sites: Sequence[str]) -> None:
+class Channel(Protocol):
+    """The worker's end of its link: a pipe's end, or what looks like one."""
+
+    def send_bytes(self, message: bytes, /) -> None: ...
+
+    def recv_bytes(self) -> bytes: ...
+
+
+def run(connection: Channel, inputs_json: str, sites: Sequence[str]) -> None:
+    """What a worker process does."""
+    # Ctrl-C reaches the whole group; the parent decides what ends when
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(connection, inputs_json, sites)
+
+
+def serve(connection: Channel, inputs_json: str, sites: Sequence[str]) -> None:
     """Serve orders until told to stop or until the parent is gone."""
     import torch
 
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole group; the parent decides what ends when
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         inputs = RunInputs.model_validate_json(inputs_json)
         cases = assign_cases(inputs).cases
@@ -36,7 +49,7 @@ def run(connection: Connection, inputs_json: str, sites: Sequence[str]) -> None:
 
 
 class _Loop:
-    def __init__(self, connection: Connection, host: SiteHost) -> None:
+    def __init__(self, connection: Channel, host: SiteHost) -> None:
         self._connection = connection
         self._serving = Serving(host)
 
@@ -58,7 +71,7 @@ class _Loop:
 class _Ticker:
     """Reports steps to the parent, a few times a second."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Channel) -> None:
         self._connection = connection
         self._last = 0.0
 
@@ -69,5 +82,5 @@ class _Ticker:
             _send(self._connection, parts({"answer": "progress", "done": done, "steps": steps}))
 
 
-def _send(connection: Connection, pieces: Sequence[Buffer]) -> None:
+def _send(connection: Channel, pieces: Sequence[Buffer]) -> None:
     connection.send_bytes(b"".join(pieces))

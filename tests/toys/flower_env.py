@@ -6,6 +6,7 @@ They run in an environment of their own (`make flower-env`), for Flower's pins d
 import json
 import os
 import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -51,6 +52,7 @@ class Flower:
         self.folder = folder
         self.port = free_port()
         self.started: list[Command] = []
+        self._asked = time.monotonic()
         (folder / "lead").mkdir(parents=True)
         self._certificates()
 
@@ -144,6 +146,15 @@ root-certificates = "{self.ca}"
         runs = json.loads(done.stdout[done.stdout.index("{") :])["runs"]
         return str(next(found["status"] for found in runs if int(found["run-id"]) == run))
 
+    def over(self, run: int) -> bool:
+        """Whether a run has ended; asks Flower every ten seconds."""
+        now = time.monotonic()
+        if now - self._asked < 10:
+            return False
+        over = "finished" in self.status(run)
+        self._asked = time.monotonic()
+        return over
+
     def text(self) -> str:
         return "\n".join(f"--- {service.name}\n{service.text[-3000:]}" for service in self.started)
 
@@ -158,10 +169,11 @@ class FlowerFederation(Federation):
         for site in self.sites:
             flower.node(f"node-{site}", f'medfl-home="{self.site_home(site)}"')
         run = flower.run(APP, f'coordinator="{self.home}"')
-        summary = self.home / "run" / "summary.json"
-        until(lambda: summary.exists() or "finished" in flower.status(run), 400, flower.text())
-        assert [site.end() for site in sites] == [0] * len(sites), sites[0].text
-        return str(until(lambda: (found := flower.status(run)) if "finished" in flower.status(run) else "", 120))
+        # each question to Flower is a process of seconds: mostly the sites' ends are waited for
+        until(lambda: all(site.process.poll() is not None for site in sites) or flower.over(run), 500, flower.text())
+        assert [site.end() for site in sites] == [0] * len(sites), sites[0].text + flower.text()
+        until(lambda: flower.over(run), 120, flower.text())
+        return flower.status(run)
 
     def flower_site(self, name: str) -> Service:
         return self._start(name, "site", "start", "--home", self.site_home(name), "--flower")

@@ -12,13 +12,14 @@ from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
 from medfl.errors import InputError, RunError
 from medfl.federation.round import RoundPlan
-from medfl.transport.process_pool import _shared_out, worker_count
+from medfl.transport.pool import shared_out
+from medfl.transport.process_pool import worker_count
 
 
 def test_sites_are_shared_out_by_their_cases() -> None:
     cases: Any = {"a": [0] * 10, "b": [0] * 6, "c": [0] * 5, "d": [0]}
-    assert sorted(_shared_out(cases, 2)) == [["a", "d"], ["b", "c"]]
-    assert sorted(name for names in _shared_out(cases, 3) for name in names) == ["a", "b", "c", "d"]
+    assert sorted(shared_out(cases, 2)) == [["a", "d"], ["b", "c"]]
+    assert sorted(name for names in shared_out(cases, 3) for name in names) == ["a", "b", "c", "d"]
 
 
 def test_never_more_workers_than_sites() -> None:

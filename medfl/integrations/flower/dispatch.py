@@ -27,6 +27,8 @@ Note = Callable[[str, Mapping[str, Any]], None]
 
 _LOOK = 5.0
 _SLOWEST = 60.0
+_PATIENT = ("done", "beat")
+"""Kinds of frames that travel with the next request: a message of their own would keep it waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class _Node:
     line: Line | None = None
     old: Line | None = None
     certificate: bytes = b""
+    waiting: list[Frame] = field(default_factory=list)
     pending: str = ""
     sent: float = field(default_factory=time.monotonic)
     wait: float = 0.0
@@ -180,11 +183,13 @@ class Dispatcher:
             return Envelope(node.name, 0).pack()
         want = 0
         if node.line is not None and node.peer is not None:
-            frames, want = node.line.ready(0.0, MOST), self._post.awaits(node.peer.name)
-            if not frames and not want and now - node.sent < self._pace.idle and not node.line.ended:
+            ended, want = node.line.ended, self._post.awaits(node.peer.name)
+            node.waiting += node.line.ready(0.0, MOST)
+            patient = all(frame.WhichOneof("kind") in _PATIENT for frame in node.waiting)
+            if patient and not want and now - node.sent < self._pace.idle and not ended:
                 return None
-            node.tunnel.write(frames)
-            node.over = node.line.ended
+            node.tunnel.write(node.waiting)
+            node.waiting, node.over = [], ended
         hold = self._pace.hold if want and not node.over else 0.0
         return Envelope(node.name, node.number, want, hold).pack(node.tunnel.outgoing())
 
@@ -237,6 +242,7 @@ class Dispatcher:
         if node.line is not None:
             node.old, node.line, node.broken = node.line, None, time.monotonic()
         node.tunnel, node.pending, node.certificate = None, "", b""
+        node.waiting = []
         node.wait = min(_SLOWEST, max(1.0, node.wait * 2))
         node.sent = time.monotonic()
 

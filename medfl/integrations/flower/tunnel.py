@@ -1,17 +1,12 @@
 """TLS 1.3 inside Flower's messages: both ends prove who they are with medfl's own certificates, and whoever carries the
 messages, Flower's servers included, can neither read, change, repeat nor reorder them."""
 
-import os
 import ssl
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
-from secrets import token_hex
-
-from cryptography.hazmat.primitives import serialization
 
 from medfl.errors import RunError
 from medfl.integrations.flower.envelope import join_frames, split_frames
+from medfl.transport.https.tls import client_context, server_context
 from medfl.transport.protocol.medfl_pb2 import Frame
 from medfl.update.wire import Buffer
 
@@ -24,30 +19,9 @@ class TunnelError(RunError):
 
 def context(server: bool, ca: bytes, key: bytes, certificate: bytes) -> ssl.SSLContext:
     """One end's settings; PEM, the key unencrypted. Both ends must show a certificate of the authority `ca`."""
-    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    found = (server_context if server else client_context)(key, certificate, ca)
     found.minimum_version = ssl.TLSVersion.TLSv1_3
-    found.verify_mode = ssl.CERT_REQUIRED
-    found.load_verify_locations(cadata=ca.decode())
-    if server:
-        # every line begins anew: tickets would only be bytes
-        found.num_tickets = 0
-    _load(found, key, certificate)
     return found
-
-
-def _load(found: ssl.SSLContext, key: bytes, certificate: bytes) -> None:
-    """The ssl module reads keys from files alone: this one is encrypted for the moment that it lies there."""
-    passphrase = token_hex(32).encode()
-    protection = serialization.BestAvailableEncryption(passphrase)
-    private = serialization.load_pem_private_key(key, None)
-    protected = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
-    descriptor, name = tempfile.mkstemp(suffix=".pem")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(protected + certificate)
-        found.load_cert_chain(name, password=passphrase)
-    finally:
-        Path(name).unlink()
 
 
 class Tunnel:
