@@ -13,6 +13,7 @@ from medfl.site.home import SiteHome
 from medfl.transport.grpc.client import Address
 from medfl.transport.grpc.enrolment import connect
 from medfl.transport.https import Fallback
+from medfl.transport.https.client import Renewal
 from medfl.transport.https.fallback import Ways
 from medfl.transport.invitation import join_address, split_address
 
@@ -97,4 +98,7 @@ class SiteService:
                 return
 
     def _renewed(self) -> Credentials:
-        return renew(self._folder, connect, self._ask)
+        return renew(self._folder, self._connect if self._ways.by_https else connect, self._ask)
+
+    def _connect(self, address: str, ca: bytes, key: bytes, certificate: bytes) -> Renewal:
+        return Renewal(Address(self._https_address().target, ca, key, certificate))

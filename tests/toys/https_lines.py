@@ -148,9 +148,13 @@ class Pipe:
             if not self.open:
                 near.close()
                 continue
-            far = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                near.close()
+                continue
             self.connections.append((near, far))
-            state = {"asked": False}
+            state = {"asked": False, "secured": False}
             threading.Thread(target=self._pump, args=(near, far, state, True), daemon=True).start()
             threading.Thread(target=self._pump, args=(far, near, state, False), daemon=True).start()
 
@@ -164,10 +168,11 @@ class Pipe:
                 if up and len(data) > 0:
                     state["asked"] = True
                 elif not up and state["asked"]:
-                    # the first bytes after a request are those of an answer
+                    # the first bytes after a request are those of an answer; the first such are the handshake's
                     state["asked"] = False
-                    self.answers += 1
-                    if self.drop(self.answers):
+                    self.answers += state["secured"]
+                    secured, state["secured"] = state["secured"], True
+                    if secured and self.drop(self.answers):
                         self.dropped += 1
                         break
                 sink.sendall(data)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
 
+from google.protobuf.message import DecodeError
+
 from medfl.errors import MedflError, RunError
 from medfl.transport.grpc.client import Address, Refused, Welcomed
 from medfl.transport.https.frames import (
@@ -19,6 +21,7 @@ from medfl.transport.https.frames import (
     MAX_BODY,
     PATH,
     POLL,
+    RENEWAL,
     SILENCE,
     TOKEN_HEADER,
     Window,
@@ -30,7 +33,7 @@ from medfl.transport.https.tls import client_context
 from medfl.transport.invitation import split_address
 from medfl.transport.mail import Line, Mailbox
 from medfl.transport.post import VERSIONS
-from medfl.transport.protocol.medfl_pb2 import Frame, Hello
+from medfl.transport.protocol.medfl_pb2 import Certificate, Frame, Hello, RenewRequest
 from medfl.transport.texts import plain
 
 log = logging.getLogger(__name__)
@@ -127,6 +130,30 @@ def _read(response: HTTPResponse) -> _Answer:
     if response.length is None or response.length > MAX_BODY:
         raise HTTPException("an answer without an end, or a larger one than was agreed")
     return _Answer(response.status, response.read(), response)
+
+
+class Renewal:
+    """Asks for a new certificate, as `medfl.transport.grpc.enrolment.EnrolmentClient` does."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+
+    def enrol(self, token: str, request: bytes, identity: str, proof: bytes) -> bytes:
+        raise RunError.at(self._address.target, "enrols nobody", "enrol at the coordinator's enrolment port")
+
+    def renew(self, request: bytes) -> bytes:
+        """The certificate (PEM). RunError when the coordinator refuses or cannot be reached."""
+        address = self._address
+        caller = Caller(address, client_context(address.key, address.certificate, address.ca))
+        try:
+            answer = caller.post(RENEWAL, RenewRequest(request=request).SerializeToString(), POLL)
+            if answer.status != 200:
+                raise RunError.at(f"coordinator {address.target}", f"answered {answer.status} to a renewal")
+            return Certificate.FromString(answer.body).certificate
+        except (OSError, HTTPException, DecodeError) as error:
+            raise RunError.at(f"coordinator {address.target}", _reason(error)) from error
+        finally:
+            caller.close()
 
 
 @dataclass

@@ -109,6 +109,12 @@ class Ways:
                 return False
             return True
 
+    @property
+    def by_https(self) -> bool:
+        """Whether HTTPS is what worked last, or all there is."""
+        auto = self._fallback is Fallback.AUTO and self._https is not None
+        return self._fallback is Fallback.ALWAYS or (auto and self._remembered() == "https")
+
     def _remembered(self) -> Way:
         try:
             return "https" if json.loads(self._memory.read_bytes())["way"] == "https" else "grpc"

@@ -231,6 +231,7 @@ class Listener:
         self._strangers = 0
         self._stopping = threading.Event()
         self._socket: socket.socket | None = None
+        self._acceptor: threading.Thread | None = None
 
     def start(self, host: str, port: int) -> int:
         """Listen; the port, of its own choice for 0. RunError when that is not possible."""
@@ -241,7 +242,8 @@ class Listener:
             what = f"cannot be listened on: {error.strerror}"
             raise RunError.at(f"{host}:{port}", what, "is another coordinator there? choose a free port") from error
         self._socket.settimeout(0.2)
-        threading.Thread(target=self._accept, args=(self._socket,), name="https", daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, args=(self._socket,), name="https", daemon=True)
+        self._acceptor.start()
         return int(self._socket.getsockname()[1])
 
     def stop(self, seconds: float = 1.0) -> None:
@@ -253,7 +255,9 @@ class Listener:
         with self._lock:
             for connection in self._connections:
                 connection.cut()
-        if self._socket is not None:
+        if self._socket is not None and self._acceptor is not None:
+            # the port is free once nobody waits on it any more
+            self._acceptor.join(2)
             self._socket.close()
 
     def _accept(self, listener: socket.socket) -> None:

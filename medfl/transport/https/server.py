@@ -9,15 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from medfl.errors import MedflError
-from medfl.transport.https.frames import HAVE_HEADER, PATH, POLL, SILENCE, TOKEN_HEADER, Window, decode, encode
+from medfl.transport.https.frames import HAVE_HEADER, PATH, POLL, RENEWAL, SILENCE, TOKEN_HEADER, Window, decode, encode
 from medfl.transport.https.http1 import Answer, Connection, Head, Limits, Listener, Service
 from medfl.transport.https.tls import server_context
 from medfl.transport.invitation import split_address
 from medfl.transport.mail import Line, ProtocolError
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
 from medfl.transport.post import Post
-from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye
+from medfl.transport.protocol.medfl_pb2 import Certificate, Frame, Goodbye, RenewRequest
 from medfl.update.wire import Buffer
 
 log = logging.getLogger(__name__)
@@ -102,7 +104,7 @@ class HttpsServer(Service):
     # requests
 
     def refuse(self, connection: Connection, head: Head) -> Answer | None:
-        """Nothing is read of those that are not let in, or that ask for anything but the three."""
+        """Nothing is read of those that are not let in, or that ask for anything but what there is."""
         try:
             self._doorkeeper.admit(connection.certificate)
         except AdmissionError as error:
@@ -112,11 +114,12 @@ class HttpsServer(Service):
                 return Answer(403)
             self._expel(held, error.faults[0].what)
             return Answer(403, encode([_goodbye(_NOT_ADMITTED)]))
-        if head.target != PATH and _TARGET.fullmatch(head.target) is None:
+        plain = head.target in (PATH, RENEWAL)
+        if not plain and _TARGET.fullmatch(head.target) is None:
             return Answer(404)
         if head.method != "POST":
             return Answer(405, fields={"Allow": "POST"})
-        if head.target != PATH and self._line_of(connection, head) is None:
+        if not plain and self._line_of(connection, head) is None:
             # whether the token is another's or nobody's is not told
             return Answer(404)
         return None
@@ -124,6 +127,8 @@ class HttpsServer(Service):
     def answer(self, connection: Connection, head: Head, body: Buffer) -> Answer:
         if head.target == PATH:
             return self._open(connection, body)
+        if head.target == RENEWAL:
+            return self._renew(connection, body)
         held, target = self._line_of(connection, head), _TARGET.fullmatch(head.target)
         if held is None or target is None:
             return Answer(404)
@@ -174,6 +179,18 @@ class HttpsServer(Service):
             self._forget(old, "called anew")
         threading.Thread(target=held.frames, name=f"https-{peer.name}", daemon=True).start()
         return Answer(200, encode(held.window.batch(0, self._poll)), {TOKEN_HEADER: token})
+
+    def _renew(self, connection: Connection, body: Buffer) -> Answer:
+        try:
+            request = RenewRequest.FromString(bytes(body)).request
+            found = self._doorkeeper.renew(self._doorkeeper.admit(connection.certificate), request)
+        except (AdmissionError, DecodeError):
+            # the register has noted why
+            return Answer(403)
+        except MedflError as error:
+            log.error("a certificate could not be renewed: %s", error)
+            return Answer(503)
+        return Answer(200, Certificate(certificate=found).SerializeToString())
 
     def _up(self, held: _Held, after: int, body: Buffer) -> Answer:
         frames = decode(body)
