@@ -106,6 +106,12 @@ site_app.command()(governance.withdraw)
 site_app.command()(governance.audit)
 app.add_typer(site_app, name="site")
 
+keyholder_app = typer.Typer(no_args_is_help=True, help="A third party that holds the key of encrypted sums.")
+keyholder_app.command()(enrol.enrol)
+keyholder_app.command()(enrol.renew)
+keyholder_app.command()(site_start.start)
+app.add_typer(keyholder_app, name="keyholder")
+
 coordinator_app = typer.Typer(
     no_args_is_help=True, help="What the study lead does: set up, let hospitals in, shut out."
 )

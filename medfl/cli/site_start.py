@@ -41,7 +41,7 @@ def start(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     what = "waiting for Flower" if flower else "calling its coordinator"
-    console.print(f"site {service.agent.name}: {what}", markup=False, highlight=False)
+    console.print(f"{service.agent.name}: {what}", markup=False, highlight=False)
     service.run()
 
 

@@ -14,7 +14,7 @@ class Observer:
         """The sites are ready; `done` of `rounds` rounds are behind (more than 0 on resume)."""
 
     def presence(self, site: str, state: str, detail: str = "") -> None:
-        """A site's connection changed. state: "away", "connected", "held" (waits for its steward's approval), "rejected",
+        """A site's connection changed. state: "away", "connected", "held" (its steward is to decide), "rejected",
         "paused", "ready", "lost", "pruned". Called from any thread."""
 
     def round_started(self, plan: RoundPlan) -> None: ...

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class Runner:
         self._layout: Layout
         self._initial: FloatVector | None = None
         self._desk: NoiseDesk | None = None
+        self._beginning: Beginning | None = None
         self._started = time.perf_counter()
         infos = tuple(sorted(transport.open(), key=lambda info: info.name))
         self._opened = Opened(infos, assignment.unseen)
@@ -155,10 +156,9 @@ class Runner:
                 f"take in {MINIMUM_SITES} sites or more, or use channel: clear",
             )
         holder = getattr(self.study.update.channel, "key_holder", None)
-        if holder is not None and holder not in training:
-            faults.add(
-                "update.channel.key_holder", f"{holder!r} is no training site", f"use one of: {', '.join(training)}"
-            )
+        there = [info.name for info in self._opened.sites]
+        if holder is not None and holder not in there:
+            faults.add("update.channel.key_holder", f"{holder!r} is not there", f"use one of: {', '.join(there)}")
         try:
             noise = build_noise_plan(self.study, training, parameters)
             summation = build_summation(self.study, noise)
@@ -182,9 +182,11 @@ class Runner:
             self._transport.begin(Beginning(run, roster))
             return
         ledger = FileLedger.open(self.inputs.ledgers / "coordinator.ledger", "coordinator")
-        heads = self._transport.begin(Beginning(run, roster, noise.to_json(), ledger.head, ledger.witnessed()))
+        beginning = Beginning(run, roster, noise.to_json(), ledger.head, ledger.witnessed())
+        heads = self._transport.begin(beginning)
         kept = {site: found.kept for site, found in heads.items() if found.kept}
         ledger.compare(kept, {site: found.head for site, found in heads.items()})
+        self._beginning = beginning
         self._desk = NoiseDesk(self.study, run, mechanism, noise, ledger, ledger.register(noise.sites))
 
     def _begin_with(self, model: FloatVector, run: str, noise: NoisePlan | None) -> None:
@@ -249,6 +251,9 @@ class Runner:
 
     def _gather(self) -> None:
         """Wait for a quorum. Sites that come later take part, unless noise or keys were agreed on without them."""
+        if self._beginning is not None and self._desk is not None:
+            ledger = self._desk.ledger
+            self._transport.retell(replace(self._beginning, ledger=ledger.head, kept=ledger.witnessed()))
         found = self._transport.gather(self.study.federation.quorum)
         if found is not None and self._federation.parts.summation is None and self._desk is None:
             self._opened = Opened(tuple(found), self._opened.unseen)

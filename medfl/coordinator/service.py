@@ -19,6 +19,7 @@ from medfl.transport.grpc.server import FederationServer
 from medfl.transport.https.server import HttpsServer
 from medfl.transport.invitation import join_address
 from medfl.transport.limits import RateLimit
+from medfl.transport.peers import Role
 from medfl.transport.post import Post
 from medfl.transport.remote import Patience, Remote, Terms
 from medfl.update.vector import FloatVector, Layout
@@ -78,12 +79,14 @@ class CoordinatorService:
         """Begin the run, or go on with it, and see it to its end; the summary. minimum: sites that must have joined;
         wait: seconds after which the run begins without the others."""
         federation = self.study.federation
-        expected = frozenset(self.home.settings.sites) or self._awaited()
+        expected = frozenset(self.home.settings.sites) or self._known("site")
         least = minimum or federation.quorum
         if minimum is not None:
             expected = frozenset()
         elif not expected:
             raise InputError.at(self.home.folder, "nobody was invited", "medfl coordinator invite DIR SITE")
+        # no round can be opened without its key holder
+        expected |= {holder} if (holder := getattr(self.study.update.channel, "key_holder", None)) else frozenset()
         patience = Patience(start=wait, deadline=federation.deadline or float("inf"), misses=federation.prune_after)
         remote = Remote(self.post, Terms(self.study.to_json(), expected, least, patience), initial_model(self.study))
         inputs = RunInputs(study=self.study, cache=self.home.folder / "cache", ledgers=self.home.ledgers)
@@ -100,11 +103,10 @@ class CoordinatorService:
         self.note("finished", {"rounds": summary["rounds_completed"], "stopped-by": summary["stopped_by"]})
         return summary
 
-    def _awaited(self) -> frozenset[str]:
-        """Every site that was invited and not revoked."""
-        return frozenset(
-            peer.name for peer in self.register.peers() if peer.role == "site" and peer.state in ("invited", "enrolled")
-        )
+    def _known(self, role: Role) -> frozenset[str]:
+        """Everybody in this role that was invited and not revoked."""
+        found = [peer for peer in self.register.peers() if peer.state in ("invited", "enrolled")]
+        return frozenset(peer.name for peer in found if peer.role == role)
 
     def close(self) -> None:
         """End all lines; sites come back when there is a coordinator again."""

@@ -1,15 +1,17 @@
-"""`medfl site start`: the agent, and the line that it holds to its coordinator."""
+"""`medfl site start`, `medfl keyholder start`: the party, and the line that it holds to its coordinator."""
 
 import logging
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from medfl.errors import MedflError
+from medfl.errors import InputError, MedflError
 from medfl.keys import Ask
 from medfl.site.agent import Agent
+from medfl.site.answering import Answering
 from medfl.site.enrolment import Credentials, load_credentials, renew
 from medfl.site.home import SiteHome
+from medfl.site.key_holder import KeyHolder
 from medfl.transport.grpc.client import Address
 from medfl.transport.grpc.enrolment import connect
 from medfl.transport.https import Fallback
@@ -23,7 +25,7 @@ _RENEWAL_LOOK = 3600.0
 
 
 class SiteService:
-    """One site, until `stop`. fallback, https_port: whether and where to call by HTTPS; the port that the coordinator
+    """One party, until `stop`. fallback, https_port: whether and where to call by HTTPS; the port that the coordinator
     offers, if none is given. InputError when it offers none and the fallback is always."""
 
     def __init__(
@@ -36,14 +38,21 @@ class SiteService:
         self._folder = folder
         self._https_port = https_port
         self._ask = ask
-        self.home = SiteHome.open(folder)
         self._credentials = load_credentials(folder, ask)
-        self.agent = Agent(self.home, self._credentials.identity)
+        self.agent = self._party()
         offered = https_port or self._credentials.connection.https_address
         self._ways = Ways(
-            self._address, self._https_address if offered else None, fallback, self.home.work / "line.json"
+            self._address, self._https_address if offered else None, fallback, folder / "work" / "line.json"
         )
         self._error: MedflError | None = None
+
+    def _party(self) -> Answering:
+        found = self._credentials
+        if found.role == "site":
+            return Agent(SiteHome.open(self._folder), found.identity)
+        if found.role == "key-holder":
+            return KeyHolder(self._folder, found.name, found.identity)
+        raise InputError.at(self._folder, f"is the home of an {found.role}, who takes no part", "enrol a site")
 
     def stop(self) -> None:
         self.agent.stop.set()
@@ -51,7 +60,7 @@ class SiteService:
     def run(self) -> None:
         """Serve until stopped. Raises what makes it useless to go on: the coordinator said so, or the run is over."""
         agent = self.agent
-        self.home.audit.append("started", {"session": agent.session})
+        agent.audit.append("started", {"session": agent.session})
         line = threading.Thread(target=self._hold, name="line", daemon=True)
         line.start()
         threading.Thread(target=self._keep_certificate, name="renewal", daemon=True).start()
@@ -61,7 +70,7 @@ class SiteService:
             agent.stop.set()
             line.join(5)
             agent.say("stopped")
-            self.home.audit.append("stopped", {"session": agent.session})
+            agent.audit.append("stopped", {"session": agent.session})
         if self._error is not None:
             raise self._error
 

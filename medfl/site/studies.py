@@ -11,17 +11,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from medfl.audit.file import place
-from medfl.data.base import SampleSet, SiteData
 from medfl.errors import Faults, InputError, RunError
 from medfl.site.home import SiteHome, now, write_json
 from medfl.study.digest import study_hash
 from medfl.study.load import study_from_json
 from medfl.study.model import Site, Study
-from medfl.study.sources import RunInputs
-from medfl.transport.door import SiteDoor
+from medfl.study.refusals import policy_refusals
 
 State = Literal["held", "approved", "rejected"]
 POLICY = "the site's policy"
@@ -178,17 +176,9 @@ def refusals(study: Study, site: Site, cases: Mapping[str, int] | None = None) -
     if trains and cases is not None and cases["train"] < minimum:
         faults.add(where, f"{cases['train']} training cases are fewer than the {minimum} asked for", "add images")
     known = dict.fromkeys(_SPLITS, 1) if cases is None else cases
-    splits = {split: cast(SampleSet, _Counted(number)) for split, number in known.items() if number}
-    door = SiteDoor(site.name, RunInputs(study=study, sites=(site,), cache=Path()))
-    faults.extend(door.refusals(SiteData(site.name, splits)))
+    known = {split: number for split, number in known.items() if number}
+    faults.extend(policy_refusals(study, site.name, site.policy, known))
     return faults
-
-
-@dataclass(frozen=True, slots=True)
-class _Counted:
-    """A split of which nothing is known but how many cases it has."""
-
-    cases: int
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -70,6 +70,9 @@ class Transport(ABC):
         """One step of the channel's protocol: the answers of the sites that gave one. Why the others did not is
         logged."""
 
+    def retell(self, beginning: Beginning) -> None:  # noqa: B027 (where no process comes anew, none is told)
+        """What a site's process that starts later is told in place of what `begin` said."""
+
     def gather(self, quorum: int) -> Sequence[SiteInfo] | None:
         """Wait until `quorum` sites can be asked to train; all sites that ever joined, or None where nobody comes or
         goes."""

@@ -15,6 +15,7 @@ from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.study.build import build_channel, build_mechanism, planned_epochs
 from medfl.study.model import Policy
+from medfl.study.refusals import policy_refusals
 from medfl.study.sources import RunInputs
 from medfl.transport.memory import SiteMemory, Transient
 
@@ -81,37 +82,8 @@ class SiteDoor:
 
     def refusals(self, data: SiteData) -> Faults:
         """Everything in the study that the site's policy does not allow."""
-        study, policy, faults = self._inputs.study, self._policy, Faults()
-        where, unseen = f"site {self.name}, policy", self.name in study.evaluation.unseen
-        mechanism = study.privacy
-        told = mechanism is None or mechanism.site_metrics == "listed" or unseen
-        if told and not policy.metrics_may_leave and data.splits.keys() & {"val", "test"}:
-            faults.add(
-                where,
-                "keeps the model's metrics on its images in the house",
-                "set privacy.site_metrics: withheld, or policy.metrics_may_leave",
-            )
-        if unseen or "train" not in data.splits:
-            return faults
-        unit = None if mechanism is None else next(t[5:] for t in mechanism.traits() if t.startswith("unit-"))
-        if policy.units is not None and unit not in policy.units:
-            found = "the study has no differential privacy" if unit is None else f"the study protects the unit {unit}"
-            faults.add(where, f"{found}, the site asks for {' or '.join(policy.units)}", "change the study's privacy")
-        if policy.channels is not None and study.update.channel.kind not in policy.channels:
-            faults.add(
-                where,
-                f"the study's channel is {study.update.channel.kind}, the site asks for {' or '.join(policy.channels)}",
-                "change update.channel",
-            )
-        epsilon, ceiling = None if mechanism is None else mechanism.epsilon, policy.max_epsilon
-        if ceiling is not None and (epsilon is None or epsilon > ceiling):
-            asks = "has no bound" if epsilon is None else f"asks for {epsilon:g}"
-            faults.add(where, f"allows epsilon {ceiling:g}, the study {asks}", "set or lower privacy.epsilon")
-        delta = None if mechanism is None else mechanism.delta
-        largest = policy.max_delta or 1 / data.splits["train"].cases
-        if ceiling is not None and delta is not None and delta > largest:
-            faults.add(where, f"allows delta {largest:.2g}, the study asks for {delta:g}", "lower privacy.delta")
-        return faults
+        cases = {split: samples.cases for split, samples in data.splits.items()}
+        return policy_refusals(self._inputs.study, self.name, self._policy, cases)
 
     def _open_ledger(self, folder: Path) -> FileLedger:
         ceiling: dict[Unit, Budget] = {}

@@ -188,6 +188,12 @@ class Post:
                 if desk.session:
                     self._greet_with(desk, len(self._greeting) - 1, request)
 
+    def regreet(self, request: Request) -> None:
+        """Replace what processes that come later are asked by a request of the same kind."""
+        with self.changed:
+            kinds = [known.kind for known in self._greeting]
+            self._greeting[kinds.index(request.kind)] = request
+
     def take(self, peer: Peer, line: Line, frame: Frame) -> None:
         """A frame that came by a line."""
         if line.ended:

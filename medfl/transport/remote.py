@@ -132,15 +132,14 @@ class Remote(Transport):
         with self._post.changed:
             while True:
                 there = set(self._members)
-                if self._terms.expected <= there | set(self._declined) and len(there) >= minimum:
-                    return self._infos()
+                training = sum(member.info.trains for member in self._members.values())
                 left = end - time.monotonic()
-                if left <= 0 and len(there) >= minimum:
+                if training >= minimum and (left <= 0 or self._terms.expected <= there | set(self._declined)):
                     return self._infos()
                 if left <= 0:
                     away = ", ".join(sorted(self._terms.expected - there)) or "none"
                     raise RunError.at(
-                        "sites", f"{len(there)} joined in time, {minimum} are needed; away: {away}", "start again later"
+                        "sites", f"{training} joined in time, {minimum} are needed; away: {away}", "start again later"
                     )
                 self._post.changed.wait(min(1.0, left))
 
@@ -151,7 +150,7 @@ class Remote(Transport):
         """Wait until `quorum` sites can be asked to train; everything known of all sites that ever joined."""
         said = False
         with self._post.changed:
-            while sum(self._can(site) for site in self._members) < quorum:
+            while sum(self._can(site) for site, known in self._members.items() if known.info.trains) < quorum:
                 if not said:
                     log.warning("waiting: fewer than %d sites are there", quorum)
                     said = True
@@ -182,6 +181,9 @@ class Remote(Transport):
             ):
                 self._post.changed.wait(0.5)
             return {site: member.heads for site, member in self._members.items() if member.heads is not None}
+
+    def retell(self, beginning: Beginning) -> None:
+        self._post.regreet(Request.of("begin", asdict(beginning)))
 
     def _gone(self, site: str) -> bool:
         away = self._post.away(site)

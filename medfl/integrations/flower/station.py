@@ -16,7 +16,7 @@ from pathlib import Path
 from medfl.errors import InputError, MedflError
 from medfl.integrations.flower.envelope import INLINE, LONGEST, MOST, Envelope, unpack_envelope
 from medfl.integrations.flower.tunnel import Tunnel, TunnelError, context
-from medfl.site.agent import Agent
+from medfl.site.answering import Answering
 from medfl.site.home import SiteHome
 from medfl.site.service import SiteService
 from medfl.transport.grpc.client import Refused
@@ -33,9 +33,9 @@ _LARGEST = 2**32
 _LONGEST_PATH = 100
 
 
-def socket_path(home: SiteHome) -> Path:
-    """Where the site's service listens; InputError when the path is too long for a socket."""
-    path = home.work.resolve() / "flower.sock"
+def socket_path(home: Path) -> Path:
+    """Where the service of a home listens; InputError when the path is too long for a socket."""
+    path = home.resolve() / "work" / "flower.sock"
     if len(str(path)) > _LONGEST_PATH:
         raise InputError.at(path, "is too long for a Unix socket", "keep the site's home under a shorter path")
     return path
@@ -47,7 +47,7 @@ class FlowerSite(SiteService):
     def _hold(self) -> None:
         try:
             station = Station(self.agent, self._settings, split_address(self._credentials.connection.address)[0])
-            with Listener(station, socket_path(self.home)):
+            with Listener(station, socket_path(SiteHome.open(self._folder))):
                 self.agent.stop.wait()
             self._error = station.refused
         except MedflError as error:
@@ -64,7 +64,7 @@ class Station:
     """Answers envelopes. settings: asked for every line, so that a renewed certificate is used; host: the coordinator's
     name, as its certificate must say."""
 
-    def __init__(self, agent: Agent, settings: Callable[[], ssl.SSLContext], host: str) -> None:
+    def __init__(self, agent: Answering, settings: Callable[[], ssl.SSLContext], host: str) -> None:
         self._agent = agent
         self._settings = settings
         self._host = host
