@@ -58,6 +58,7 @@ class Ways:
         self._fallback = fallback
         self._memory = memory
         self._habits = habits or Habits()
+        self._worked = self._read()
 
     def hold(
         self,
@@ -72,7 +73,7 @@ class Ways:
             return hold(self._grpc, hello, box, welcomed, stop, contact)
         if self._fallback is Fallback.ALWAYS:
             return hold_https(self._https, hello, box, welcomed, stop, contact)
-        way, again, pause = self._remembered(), self._habits.again / 2, 0.2
+        way, again, pause = self._worked or "grpc", self._habits.again / 2, 0.2
         while not stop.is_set():
             turn = _Turn(way, self._habits, welcomed, contact, stop, self._remember)
             if way == "grpc":
@@ -113,19 +114,21 @@ class Ways:
     def by_https(self) -> bool:
         """Whether HTTPS is what worked last, or all there is."""
         auto = self._fallback is Fallback.AUTO and self._https is not None
-        return self._fallback is Fallback.ALWAYS or (auto and self._remembered() == "https")
+        return self._fallback is Fallback.ALWAYS or (auto and self._worked == "https")
 
-    def _remembered(self) -> Way:
+    def _read(self) -> Way | None:
         try:
-            return "https" if json.loads(self._memory.read_bytes())["way"] == "https" else "grpc"
+            found = json.loads(self._memory.read_bytes())["way"]
         except FileNotFoundError:
-            return "grpc"
+            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read, gRPC is tried first: %s", self._memory, error)
-            return "grpc"
+            return None
+        return found if found in ("grpc", "https") else None
 
     def _remember(self, way: Way) -> None:
-        if self._remembered() != way or not self._memory.exists():
+        if self._worked != way:
+            self._worked = way
             rewrite(self._memory, json.dumps({"way": way}).encode())
 
 
