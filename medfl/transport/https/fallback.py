@@ -147,7 +147,8 @@ class _Turn:
         self.end = threading.Event()
         self.ever = False
         self._way = way
-        self._patience = habits.patience
+        self._habits = habits
+        # HTTPS is tried once, and has the same patience as gRPC when it worked before
         self._tries = habits.tries if way == "grpc" else 1
         self._welcomed = welcomed
         self._contact = contact
@@ -174,7 +175,7 @@ class _Turn:
 
     def welcomed(self, welcome: Welcome, line: Line) -> None:
         self._up, self.ever, self._failed = True, True, 0
-        self._tries = max(self._tries, 3)
+        self._tries = self._habits.tries
         self._remember(self._way)
         self._welcomed(welcome, line)
 
@@ -189,6 +190,6 @@ class _Turn:
         while not self.end.wait(0.1):
             if self._stop.is_set():
                 self.end.set()
-            elif not self._up and time.monotonic() - self._since > self._patience:
-                self._contact("away", f"no welcome within {self._patience:.0f} s")
+            elif not self._up and time.monotonic() - self._since > self._habits.patience:
+                self._contact("away", f"no welcome within {self._habits.patience:.0f} s")
                 self.give_up()

@@ -16,6 +16,7 @@ from medfl.transport.https.frames import HAVE_HEADER, PATH, POLL, RENEWAL, SILEN
 from medfl.transport.https.http1 import Answer, Connection, Head, Limits, Listener, Service
 from medfl.transport.https.tls import server_context
 from medfl.transport.invitation import split_address
+from medfl.transport.limits import RateLimit
 from medfl.transport.mail import Line, ProtocolError
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
 from medfl.transport.post import Post
@@ -53,8 +54,9 @@ class _Held:
 
 
 class HttpsServer(Service):
-    """Brings lines to a `Post`. note: what goes into the audit log. lost: seconds after which a line is dead that has
-    no connection; silence: that nothing is heard of."""
+    """Brings lines to a `Post`. note: what goes into the audit log, of each peer a few lines a minute. lost: seconds
+    after which a line without any connection is dead; silence: one that nothing is heard of; poll: that a request for
+    frames waits."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class HttpsServer(Service):
         self._post = post
         self._doorkeeper = doorkeeper
         self._note = note
+        self._notes = RateLimit(1 / 30, 10)
         self._limits = limits or Limits(connections=2 * peers + 16)
         self._lost, self._silence, self._poll = lost, silence, poll
         self._lock = threading.Lock()
@@ -108,7 +111,7 @@ class HttpsServer(Service):
         try:
             self._doorkeeper.admit(connection.certificate)
         except AdmissionError as error:
-            self._note("refused", {"from": connection.source, "reason": error.faults[0].what})
+            self._tell("refused", connection, {"reason": error.faults[0].what})
             held = self._line_of(connection, head)
             if held is None:
                 return Answer(403)
@@ -168,7 +171,7 @@ class HttpsServer(Service):
             line = self._post.welcome(peer, frames[0])
         except MedflError as error:
             reason = error.faults[0].what
-            self._note("refused", {"peer": name, "from": connection.source, "reason": reason})
+            self._tell("refused", connection, {"peer": name, "reason": reason})
             return Answer(200, encode([_goodbye(reason)]))
         held, token = _Held(peer, connection.fingerprint, connection.certificate, line), secrets.token_urlsafe(32)
         held.connections.add(connection)
@@ -226,11 +229,16 @@ class HttpsServer(Service):
             if connection.hung_up:
                 raise ConnectionError("the site hung up")
 
+    def _tell(self, kind: str, connection: Connection, detail: dict[str, Any]) -> None:
+        """Into the audit log, unless somebody tries to fill it."""
+        if self._notes.allow(connection.fingerprint):
+            self._note(kind, {**detail, "from": connection.source})
+
     # lines
 
     def _broken(self, held: _Held, connection: Connection, reason: str) -> None:
         held.line.end(reason)
-        self._note("protocol", {"peer": held.peer.name, "from": connection.source, "reason": reason})
+        self._tell("protocol", connection, {"peer": held.peer.name, "reason": reason})
         self._end(held, reason)
 
     def _expel(self, held: _Held, reason: str) -> None:

@@ -315,6 +315,13 @@ def test_a_peer_has_few_connections_and_the_newest_count(lead: Lead, port: int):
         connection.close()
 
 
+def test_the_audit_log_is_not_filled(lead: Lead, port: int):
+    peer = Caller(lead, port)
+    for _ in range(30):
+        peer.ask(PATH, b"")
+    assert 5 <= [kind for kind, _ in lead.house.notes].count("refused") <= 12
+
+
 # certificates
 
 

@@ -92,8 +92,12 @@ def run() -> Iterator[Callable[..., None]]:
 
     yield start
     for process in running:
-        process.kill()
-        process.wait(10)
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
 
 
 def _listens(port: int) -> bool:
@@ -282,7 +286,7 @@ def squid(run: Callable[..., None], folder: Path) -> int:
     path, port = program("squid"), free_port()
     config = folder / "squid.conf"
     config.write_text(SQUID.format(port=port))
-    run(port, path, "-N", "-f", str(config))
+    run(port, path, "-N", "-n", f"medfl{port}", "-f", str(config))
     return port
 
 
