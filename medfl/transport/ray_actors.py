@@ -133,7 +133,8 @@ class _ActorLink(Link):
             return bytes(self.ray.get(next(self.answers)))
         except (self.ray.exceptions.RayError, StopIteration) as error:
             remedy = "if memory ran out use fewer --workers; go on with --resume"
-            raise RunError.at(self.name, f"ended: {error}", remedy) from error
+            why = str(error).partition("\n")[0] or type(error).__name__
+            raise RunError.at(self.name, f"ended: {why}", remedy) from error
 
     def close(self) -> None:
         if self.ray.is_initialized():

@@ -17,7 +17,6 @@ from medfl.errors import InputError, MedflError
 from medfl.integrations.flower.envelope import INLINE, LONGEST, MOST, Envelope, unpack_envelope
 from medfl.integrations.flower.tunnel import Tunnel, TunnelError, context
 from medfl.site.answering import Answering
-from medfl.site.home import SiteHome
 from medfl.site.service import SiteService
 from medfl.transport.grpc.client import Refused
 from medfl.transport.invitation import split_address
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 
 LENGTH = struct.Struct("<Q")
 _LARGEST = 2**32
-_LONGEST_PATH = 100
+_LONGEST_PATH = 103
 
 
 def socket_path(home: Path) -> Path:
@@ -47,7 +46,7 @@ class FlowerSite(SiteService):
     def _hold(self) -> None:
         try:
             station = Station(self.agent, self._settings, split_address(self._credentials.connection.address)[0])
-            with Listener(station, socket_path(SiteHome.open(self._folder))):
+            with Listener(station, socket_path(self._folder)):
                 self.agent.stop.wait()
             self._error = station.refused
         except MedflError as error:
