@@ -1,11 +1,14 @@
 """`medfl coordinator start`: the service of the study lead."""
 
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medfl.cli.extras import needing
+from medfl.cli.health import HealthPort, answering_health
 from medfl.cli.logs import LogFormat, set_up_logs
 from medfl.cli.output import Json, console, print_json
 from medfl.cli.passphrase import PassphraseFile, asking
@@ -33,6 +36,7 @@ def start(
         int | None,
         typer.Option("--metrics", min=1, max=65535, help="Serve Prometheus metrics here.", show_default=False),
     ] = None,
+    health: HealthPort = None,
     passphrase_file: PassphraseFile = None,
     log: LogFormat = "text",
     json: Json = False,
@@ -42,23 +46,31 @@ def start(
     Example: medfl coordinator start coordinator --dashboard
     """
     from medfl.coordinator.observer import Observers
-    from medfl.coordinator.service import CoordinatorService
     from medfl.coordinator.settings import CoordinatorHome
+    from medfl.coordinator.status import StatusFile
+
+    with needing("grpc"):
+        from medfl.coordinator.service import CoordinatorService
 
     set_up_logs(log)
     home = CoordinatorHome.open(folder)
     observers, pages = _observers(home, dashboard, dashboard_port, metrics_port)
-    service = CoordinatorService(folder, Observers(observers), asking(passphrase_file))
+    told, probe = StatusFile(home.folder / "status.json"), ExitStack()
+    service = CoordinatorService(folder, Observers([*observers, told]), asking(passphrase_file))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         service.open()
+        probe.enter_context(answering_health(health, lambda: True))
+        told.start()
         text = f"coordinator {home.settings.name}: sites call at port {service.port}, enrol at {service.enrol_port}"
         if service.https_port:
             text += f", call by HTTPS at {service.https_port}"
         console.print(text, markup=False, highlight=False)
         summary = service.run(minimum, float("inf") if wait is None else wait)
     finally:
+        probe.close()
         service.close()
+        told.stop()
         for page in pages:
             page.stop()
     write_reports(home.run)
@@ -76,11 +88,11 @@ def _observers(home: Any, dashboard: bool, port: int, metrics: int | None) -> "t
     observers: list[Observer] = [make_progress(console, primary)]
     pages: list[Any] = []
     if dashboard:
+        from medfl.coordinator.journal import journal_in
         from medfl.report.dashboard.server import serve
         from medfl.report.dashboard.state import LiveState
 
-        begun = (home.run / "journal.db").is_file()
-        state = LiveState.from_run(home.run) if begun else LiveState(home.study())
+        state = LiveState.from_run(home.run) if journal_in(home.run) else LiveState(home.study())
         page = serve(state, port=port)
         console.print(f"page: {page.url}", markup=False, highlight=False, soft_wrap=True)
         observers.append(state)

@@ -129,6 +129,7 @@ def status(home: Home, json: Json = False) -> None:
     _say("agent: never ran" if agent is None else _agent(agent))
     for state, number in Counter(row["state"] for row in found["studies"]).items():
         _say(f"studies {state}: {number}")
+    _print_left_out(found["left_out"])
 
 
 def pause(
@@ -283,6 +284,7 @@ def _studies(home: "SiteHome") -> list[dict[str, Any]]:
 def _status(home: "SiteHome") -> dict[str, Any]:
     from dataclasses import asdict
 
+    from medfl.site.left_out import read as read_left_out
     from medfl.site.status import certificate_of, read_status
 
     pause, subject = home.paused, certificate_of(home)
@@ -293,7 +295,20 @@ def _status(home: "SiteHome") -> dict[str, Any]:
         "paused": None if pause is None else asdict(pause),
         "agent": read_status(home),
         "studies": _studies(home),
+        "left_out": read_left_out(home.work),
     }
+
+
+def _print_left_out(found: "Mapping[str, Any] | None") -> None:
+    """Images that could not be used: their names stay at the site."""
+    if found is None:
+        return
+    for fault in found["faults"]:
+        _say(f"images: {fault}", "bold red")
+    if found["cases"]:
+        _say(f"images left out: {len(found['cases'])}")
+    for key, reason in found["cases"].items():
+        _say(f"  {key}: {reason}")
 
 
 def _agent(agent: Mapping[str, Any]) -> str:

@@ -1,18 +1,38 @@
 """How services write their logs: to stderr, as text or as one JSON object a line. Never with a patient's identifier:
-what names one stays in the site's own check reports."""
+what names one stays in the site's own files, and so messages of foreign exceptions, which name files, are left out."""
 
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
 LogFormat = Annotated[str, typer.Option("--log", help="text, or json for one object a line.", metavar="FORMAT")]
 
+_Exception = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
-class JsonLines(logging.Formatter):
+
+class _Discreet(logging.Formatter):
+    def formatException(self, ei: _Exception) -> str:
+        """Where it happened and what kind of exception it was; its words only where they are the system's."""
+        kind, error, trace = ei
+        if kind is None:
+            return ""
+        places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]
+        words = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        return "\n".join([*places, f"{kind.__name__}{words}"])
+
+
+class TextLines(_Discreet):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+
+
+class JsonLines(_Discreet):
     """{"at", "level", "logger", "message"} and, for an error, "exception"."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -32,7 +52,6 @@ def set_up_logs(form: str) -> None:
     if form not in ("text", "json"):
         raise typer.BadParameter("is text or json", param_hint="--log")
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
-    handler.setFormatter(JsonLines() if form == "json" else plain)
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.getLogger("medfl").addHandler(handler)
     logging.getLogger("medfl").setLevel(logging.INFO)

@@ -9,9 +9,11 @@ from medfl import __version__
 from medfl.cli import (
     coordinator,
     coordinator_start,
+    coordinator_status,
     data,
     enrol,
     governance,
+    health,
     ledger,
     model,
     privacy,
@@ -76,6 +78,7 @@ app.command()(simulate.simulate)
 app.command()(model.evaluate)
 app.command()(model.predict)
 app.command()(model.report)
+app.command()(health.health)
 
 study_app = typer.Typer(no_args_is_help=True, help="Look at a study before it runs.")
 study_app.command()(study.check)
@@ -117,6 +120,7 @@ coordinator_app = typer.Typer(
 )
 coordinator_app.command()(coordinator.init)
 coordinator_app.command()(coordinator_start.start)
+coordinator_app.command()(coordinator_status.status)
 coordinator_app.command()(coordinator.invite)
 coordinator_app.command()(coordinator.revoke)
 coordinator_app.command()(coordinator.peers)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfl.cli.extras import needing
+from medfl.cli.health import HealthPort, answering_health
 from medfl.cli.logs import LogFormat, set_up_logs
 from medfl.cli.output import console
 from medfl.cli.passphrase import PassphraseFile, asking
@@ -29,6 +31,7 @@ def start(
             min=1, max=65535, help="The coordinator's HTTPS port; default: as in the invitation.", show_default=False
         ),
     ] = None,
+    health: HealthPort = None,
     passphrase_file: PassphraseFile = None,
     log: LogFormat = "text",
 ) -> None:
@@ -37,12 +40,15 @@ def start(
     Example: medfl site start --home /srv/medfl
     """
     set_up_logs(log)
-    service = _service(flower)(home, asking(passphrase_file), fallback, https_port)
+    with needing("grpc"):
+        make = _service(flower)
+    service = make(home, asking(passphrase_file), fallback, https_port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     what = "waiting for Flower" if flower else "calling its coordinator"
     console.print(f"{service.agent.name}: {what}", markup=False, highlight=False)
-    service.run()
+    with answering_health(health, lambda: service.agent.connected):
+        service.run()
 
 
 def _service(flower: bool) -> "type[SiteService]":

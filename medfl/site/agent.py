@@ -2,16 +2,16 @@
 again, also after a restart."""
 
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from medfl.data.base import Case
-from medfl.errors import RunError
+from medfl.errors import InputError, RunError
 from medfl.learning.messages import SiteFailure, SiteInfo
 from medfl.privacy.channels.base import Identity
+from medfl.site import left_out
 from medfl.site.answering import LOOK, Abandoned, Answering
 from medfl.site.home import SiteHome, patient_of
 from medfl.site.memory import DiskMemory
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TELL = 0.5
-_NAMES = re.compile(r"\S*[\d/\\]\S*")
 
 
 def make_host(inputs: RunInputs, cases: Sequence[Case], memory: SiteMemory, identity: Identity) -> "SiteHost":
@@ -119,17 +118,21 @@ class Agent(Answering):
         self.say("loading")
         inputs = RunInputs(study=work.study, sites=(self.home.site,), cache=self.home.cache, ledgers=self.home.ledgers)
         work.withdrawn = self.home.participation.withdrawn
-        cases = self.home.without_withdrawn(own_cases(inputs))
-        work.patients = sorted({patient_of(case) for case in cases if case.split == "train"})
-        host = self._make(inputs, cases, self._memory, self._identity)
-        (found,) = host.open()
+        try:
+            cases = self.home.without_withdrawn(own_cases(inputs))
+            work.patients = sorted({patient_of(case) for case in cases if case.split == "train"})
+            host = self._make(inputs, cases, self._memory, self._identity)
+            (found,) = host.open()
+        except InputError as error:
+            left_out.keep(self.home.work, {}, error)
+            raise left_out.discreet(self.name, error) from error
+        left_out.keep(self.home.work, found.skipped)
+        if found.skipped:
+            log.warning("left out: %s; medfl site status names them", left_out.in_words(found.skipped))
         host.admit()
         work.serving = Serving(host)
-        for key, reason in found.skipped.items():
-            log.warning("left out %s: %s", key, reason)
         # the names of files are the hospital's own business
-        skipped = {f"case {n}": _NAMES.sub("..", reason) for n, reason in enumerate(found.skipped.values(), 1)}
-        work.info = replace(found, skipped=skipped)
+        work.info = replace(found, skipped=left_out.outward_all(found.skipped))
         return work.info
 
     def _begin(self, serving: Serving, header: dict[str, Any]) -> list[Buffer]:

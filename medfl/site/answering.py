@@ -136,6 +136,11 @@ class Answering(ABC):
         write_json(self._status, told | {"coordinator": self.coordinator} | self.about())
         self.hurry()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a line to the coordinator now."""
+        return self._line is not None and not self._line.ended
+
     def hurry(self) -> None:
         """Tell the coordinator now."""
         if self._line is not None:
