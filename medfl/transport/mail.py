@@ -6,12 +6,14 @@ on its way lies in a spool folder under its id, size and checksum, so that it is
 messages travel inside their Open. Transfers take turns: a small message does not wait for a large one.
 """
 
+import math
 import re
 import threading
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +34,9 @@ _PARALLEL = 32
 _PILED = 4096
 """Frames that wait to go out."""
 _BEATS = (0.1, 60.0)
+_BEATS_MISSED = 4
+_PIECE = 20.0
+"""Seconds that one piece of a large message may take."""
 
 Wanted = Literal["take", "have", "no"]
 """What to do with an announced message: take it; it is here already; it is not wanted."""
@@ -65,6 +70,8 @@ class Mailbox:
         self._unstored = unstored
         self.beat = beat
         self._outgoing: dict[str, Outgoing] = {}
+        # bytes of unfinished messages, whatever line they came by
+        self._came: Counter[str] = Counter()
         self._line: Line | None = None
         self._changed = threading.Condition()
 
@@ -108,6 +115,8 @@ class Mailbox:
         """Remove what lies in the spool, but for the messages to keep and those on their way in."""
         with self._changed:
             coming = set() if self._line is None else set(self._line.coming)
+            for id_ in [id_ for id_ in self._came if id_ not in coming and not keep(id_)]:
+                del self._came[id_]
         for path in self._spool.iterdir():
             id_ = path.name.split(".")[0]
             if id_ not in coming and not keep(id_):
@@ -127,6 +136,7 @@ class Line:
         self._strikes = RateLimit(1.0, _STRIKES)
         self._defects: dict[str, int] = {}
         self._ended = False
+        self._heard = time.monotonic()
         self.inline = INLINE
         """Bytes: larger where each turn of a line costs seconds."""
 
@@ -158,6 +168,21 @@ class Line:
     @property
     def ended(self) -> bool:
         return self._ended
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """While a frame that came is taken; what takes long here is not the other end's silence."""
+        self._heard = math.inf
+        try:
+            yield
+        finally:
+            self._heard = time.monotonic()
+
+    @property
+    def silent(self) -> bool:
+        """Whether the other end is dead: it owes beats. A piece of a large message may take longer, and what stands
+        before it in buffers too."""
+        return time.monotonic() - self._heard > (_PIECE if self._incoming else _BEATS_MISSED * self._seconds)
 
     def hurry(self) -> None:
         """Send a beat now."""
@@ -210,8 +235,7 @@ class Line:
         if self._ended or not self._sending:
             return None
         message, offset = self._sending.popleft()
-        frame = message.chunk(offset)
-        offset += len(frame.chunk.data)
+        frame, offset = message.chunk(offset)
         if offset < message.size:
             self._sending.append((message, offset))
         return frame
@@ -302,11 +326,14 @@ class Line:
         if incoming is None:
             self._strike("bytes of messages that were not announced")
             return
+        # each look at it is a copy
+        data = chunk.data
         try:
-            incoming.write(chunk.offset, chunk.data)
+            incoming.write(chunk.offset, data)
         except OSError as error:
             self._give_up(chunk.id, error)
             return
+        self._box._came[chunk.id] += len(data)
         if incoming.whole:
             self._finish(incoming)
 
@@ -323,7 +350,7 @@ class Line:
             self._say(Frame(have=Have(id=incoming.id, offset=0)))
             return
         self._stop(incoming.id)
-        self._box._arrived(incoming.id, message, incoming.received)
+        self._box._arrived(incoming.id, message, self._box._came.pop(incoming.id, 0))
         self._say(Frame(done=Done(id=incoming.id)))
 
     def _give_up(self, id_: str, error: OSError) -> None:

@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -13,6 +13,7 @@ import grpc
 from medfl.errors import MedflError, RunError
 from medfl.transport.grpc.channel import CONNECT, open_channel
 from medfl.transport.mail import Line, Mailbox
+from medfl.transport.parcels import encoded
 from medfl.transport.post import VERSIONS
 from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye, Hello, Welcome
 from medfl.transport.texts import plain
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 _FIRST, _SLOWEST = 0.2, 10.0
 _HEALTHY = 5.0
 """Seconds: a line that lived so long was a good one, and is tried again at once."""
-_SILENCE = 60.0
-"""Seconds without a frame: time for a piece over a slow line. gRPC itself notices lines that are cut sooner."""
+_GREETING = 20.0
+"""Seconds for the coordinator's first frame."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +88,20 @@ def hold(
 def _once(address: Address, hello: Frame, box: Mailbox, welcomed: Welcomed, stop: threading.Event) -> None:
     """One stream, until it ends."""
     with closing(_Outbox(hello)) as out, _channel(address) as channel:
-        call = channel.stream_stream(CONNECT, Frame.SerializeToString, Frame.FromString)(iter(out))
+        call = channel.stream_stream(CONNECT, encoded, Frame.FromString)(iter(out))
         watch = threading.Thread(target=_cancel_on, args=(stop, out, call), daemon=True)
         watch.start()
         line: Line | None = None
         try:
             for frame in call:
-                out.heard = time.monotonic()
                 kind = frame.WhichOneof("kind")
                 if kind == "goodbye":
                     _take_leave(frame.goodbye, stop)
                     return
-                if line is not None and kind != "beat":
-                    line.take(frame)
+                if line is not None:
+                    with line.hearing():
+                        if kind != "beat":
+                            line.take(frame)
                 elif kind == "welcome":
                     line = box.connect(frame.welcome.beat)
                     welcomed(frame.welcome, line)
@@ -117,13 +119,21 @@ def _take_leave(goodbye: Goodbye, stop: threading.Event) -> None:
         raise Refused.at("coordinator", f"says: {reason}", "ask the study lead")
 
 
-def _channel(address: Address) -> grpc.Channel:
-    return open_channel(address.target, address.ca, address.key, address.certificate)
+@contextmanager
+def _channel(address: Address) -> Iterator[grpc.Channel]:
+    channel = open_channel(address.target, address.ca, address.key, address.certificate)
+    try:
+        yield channel
+    finally:
+        # waits for what a dead line still holds, which nobody else need do
+        closing_ = threading.Thread(target=channel.close, name="hang-up", daemon=True)
+        closing_.start()
+        closing_.join(1.0)
 
 
 def _cancel_on(stop: threading.Event, out: "_Outbox", call: grpc.Call) -> None:
     while not out.closed.wait(0.1):
-        if stop.is_set() or time.monotonic() - out.heard > _SILENCE:
+        if stop.is_set() or out.silent:
             call.cancel()
             return
 
@@ -136,7 +146,12 @@ class _Outbox:
         self._ready = threading.Event()
         self._line: Line | None = None
         self.closed = threading.Event()
-        self.heard = time.monotonic()
+        self._begun = time.monotonic()
+
+    @property
+    def silent(self) -> bool:
+        """Whether the coordinator is dead."""
+        return time.monotonic() - self._begun > _GREETING if self._line is None else self._line.silent
 
     def use(self, line: Line) -> None:
         self._line = line

@@ -5,9 +5,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from medfl.transport.grpc.channel import SERVER_OPTIONS, SERVICE
 from medfl.transport.grpc.enrolment import RenewalHandler, _listen
 from medfl.transport.limits import RateLimit
 from medfl.transport.mail import Line, ProtocolError
+from medfl.transport.parcels import encoded
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
 from medfl.transport.post import Post
 from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye
@@ -31,22 +32,36 @@ _STREAMS = 4
 """Of one peer at once: the one before may not have been given up yet."""
 _LOOK = 0.5
 _GRACE = 2.0
-_SILENCE = 60.0
-"""Seconds without a frame: time for a piece over a slow line. gRPC itself notices lines that are cut sooner."""
 _NOT_ADMITTED = "this certificate is not admitted any more"
 
 
 @dataclass(eq=False)
 class _Stream:
-    """One that is open. heard, ended: when (monotonic)."""
+    """One that is open. ended: when (monotonic)."""
 
     peer: Peer
     certificate: bytes
     line: Line
     context: grpc.ServicerContext
-    heard: float = field(default_factory=time.monotonic)
     ended: float | None = None
     reason: str = ""
+
+
+class _Threads(ThreadPoolExecutor):
+    """A thread for each call, as long as it lasts; the server limits how many there are. Those of lines that are stuck
+    do not keep the process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="stream", daemon=True).start()
+        return future
 
 
 class FederationServer:
@@ -62,11 +77,11 @@ class FederationServer:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._server = grpc.server(
-            ThreadPoolExecutor(peers + 8, "stream"),
+            _Threads(),
             options=list(SERVER_OPTIONS),
             maximum_concurrent_rpcs=peers + 8,
         )
-        handler = grpc.stream_stream_rpc_method_handler(self._connect, Frame.FromString, Frame.SerializeToString)
+        handler = grpc.stream_stream_rpc_method_handler(self._connect, Frame.FromString, encoded)
         renewal = RenewalHandler(doorkeeper, self.peer_of)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {"Connect": handler}), renewal.handlers())
@@ -82,7 +97,8 @@ class FederationServer:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._server.stop(0.5).wait()
+        # a line that is stuck must not keep the process
+        self._server.stop(0.5).wait(_GRACE)
 
     def peer_of(self, context: grpc.ServicerContext) -> Peer:
         """Who is calling; the call ends here for those that are not let in."""
@@ -157,10 +173,10 @@ class FederationServer:
         peer, line = stream.peer, stream.line
         try:
             for frame in frames:
-                stream.heard = time.monotonic()
-                # a revocation counts for streams that are open, too
-                self._doorkeeper.admit(stream.certificate)
-                self._post.take(peer, line, frame)
+                with line.hearing():
+                    # a revocation counts for streams that are open, too
+                    self._doorkeeper.admit(stream.certificate)
+                    self._post.take(peer, line, frame)
         except grpc.RpcError:
             stream.reason = stream.reason or "connection lost"
         except AdmissionError as error:
@@ -202,8 +218,8 @@ class FederationServer:
             self._cut(stream, error.faults[0].what, _NOT_ADMITTED, again=False)
         except MedflError as error:
             log.error("who is admitted cannot be told: %s", error)
-        if now - stream.heard > _SILENCE:
-            self._cut(stream, f"said nothing for {_SILENCE:.0f} s", "nothing was heard of this site")
+        if stream.line.silent:
+            self._cut(stream, "nothing was heard of it", "nothing was heard of this site")
 
 
 def _first(frames: Iterator[Frame], context: grpc.ServicerContext) -> Frame:
