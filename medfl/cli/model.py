@@ -81,12 +81,18 @@ def report(
         bool, typer.Option("--pictures/--no-pictures", help="Show predictions for some of the sites' images.")
     ] = True,
     show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Check the run instead, for an auditor; exit code 1 if a check fails.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Write a run's report.html and model card again.
+    """Write a run's report.html and model card again, or check its journal, ledgers and model.
 
-    Example: medfl report runs/pneumonia-001 --open
+    Example: medfl report runs/pneumonia-001 --evidence
     """
+    if evidence:
+        _print_evidence(run, json)
+        return
     from medfl.report.card import write_model_card
     from medfl.report.page import write_report
 
@@ -99,6 +105,21 @@ def report(
         result().print(str(card or "no model card: the run has no model yet"), markup=False, soft_wrap=True)
     if show:
         typer.launch(page.resolve().as_uri())
+
+
+def _print_evidence(run: Path, json: bool) -> None:
+    from medfl.coordinator.evidence import evidence
+
+    found = evidence(run)
+    if json:
+        print_json(found)
+    else:
+        for check in found["checks"]:
+            mark = {True: "holds", False: "FAILS", None: "not checked"}[check["ok"]]
+            text = f"{mark}: {check['check']}{': ' if check['detail'] else ''}{check['detail']}"
+            result().print(text, markup=False, highlight=False, soft_wrap=True)
+    if any(check["ok"] is False for check in found["checks"]):
+        raise typer.Exit(1)
 
 
 def _print_classes(found: Mapping[str, Any]) -> None:

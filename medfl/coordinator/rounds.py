@@ -10,7 +10,7 @@ import numpy as np
 
 from medfl.coordinator import records
 from medfl.coordinator.desk import NoiseDesk
-from medfl.coordinator.journal import Arrays, Journal
+from medfl.coordinator.journal import Arrays, Counted, Journal
 from medfl.coordinator.observer import Observer
 from medfl.errors import RunError
 from medfl.federation.round import Federation, OpenRound, RoundOutcome, RoundPlan, Validate
@@ -44,12 +44,14 @@ def no_traffic() -> dict[str, Any]:
 
 @dataclass
 class Course:
-    """What a round leaves besides the model. changed: the sites' private arrays, as "site/name"."""
+    """What a round leaves besides the model. changed: the sites' private arrays, as "site/name". counted: the
+    messages whose updates were admitted."""
 
     clock: Clock = field(default_factory=Clock)
     traffic: dict[str, Any] = field(default_factory=no_traffic)
     site_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     changed: Arrays = field(default_factory=dict)
+    counted: list[Counted] = field(default_factory=list)
 
     def count(self, site: str, up: int, down: int) -> None:
         self.traffic["up_bytes"] += up
@@ -158,7 +160,9 @@ class Rounds:
         if isinstance(answer, SiteFailure):
             round_.fail(answer)
         else:
-            round_.receive(answer)
+            mine = round_.receive(answer)
+            if delivery.message and mine.counts:
+                course.counted.append(Counted(answer.site, delivery.message, delivery.digest))
             course.site_seconds[answer.site] = dict(answer.seconds)
         course.count(answer.site, delivery.up_bytes, delivery.down_bytes)
         course.changed.update({f"{answer.site}/{name}": array for name, array in delivery.state.items()})
@@ -191,7 +195,7 @@ class Rounds:
             "traffic": course.traffic,
             "site_seconds": course.site_seconds,
         }
-        self.journal.keep_release(about, total, course.changed)
+        self.journal.keep_release(about, total, course.changed, course.counted)
         if self.desk is not None:
             self.desk.done(total)
         return self._step(outcome, total, sum_.denominator)
@@ -223,7 +227,8 @@ class Rounds:
         with course.clock.phase("commit"):
             plain, arrays = self.federation.state()
             failed = {site: {"outcome": "failed", "reason": reason} for site, reason in record["failed"].items()}
-            self.journal.commit(record, plain, {**arrays, **course.changed}, {**record["verdicts"], **failed})
+            arrays = {**arrays, **course.changed}
+            self.journal.commit(record, plain, arrays, {**record["verdicts"], **failed}, course.counted)
         if self.desk is not None and self.federation.parts.summation is None:
             self.desk.done(self.federation.model)
         record["seconds"]["commit"] = round(course.clock.seconds["commit"], 6)

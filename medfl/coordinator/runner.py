@@ -17,7 +17,7 @@ from medfl.coordinator import records
 from medfl.coordinator.async_rounds import asynchrony, federation_for
 from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.files import append_line, save_model, write_json, write_lines
-from medfl.coordinator.journal import Arrays, Journal
+from medfl.coordinator.journal import Arrays, Journal, Where, journal_in, point_to
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.rounds import Clock, Course
 from medfl.coordinator.stopping import stopped_by
@@ -60,12 +60,22 @@ class Opened:
 
 
 class Runner:
-    """One run in one folder. `start` a new one or `resume` an old one, then `run`."""
+    """One run in one folder. `start` a new one or `resume` an old one, then `run`. journal: where a new one's journal
+    is to be, if not in the folder; durable: whether it outlives a power cut."""
 
     def __init__(
-        self, inputs: RunInputs, out: Path, transport: Transport, assignment: Assignment, observer: Observer
+        self,
+        inputs: RunInputs,
+        out: Path,
+        transport: Transport,
+        assignment: Assignment,
+        observer: Observer,
+        journal: Where | None = None,
+        durable: bool = False,
     ) -> None:
         self.inputs = inputs
+        self._where = journal or out / "journal.db"
+        self._durable = durable
         self.out = out
         self.study = inputs.study
         self._transport = transport
@@ -121,12 +131,13 @@ class Runner:
             "versions": records.versions(),
             "sites": [asdict(info) for info in self._opened.sites],
         }
-        self._journal = Journal.create(self.out / "journal.db", facts)
+        self._journal = Journal.create(self._where, facts, durable=self._durable)
+        point_to(self.out, self._journal)
         self._begin_with(model, run, noise)
 
     def resume(self) -> None:
         """Go on from the last committed round of the folder's journal."""
-        self._journal = Journal.open(self.out / "journal.db")
+        self._journal = Journal.open(journal_in(self.out) or self._where)
         model, self._layout = self._transport.initial_model()
         if self._layout.to_json() != self._journal.fact("layout"):
             raise RunError.at(self.out, "holds a run of another network", "use the versions in its summary")
@@ -140,7 +151,12 @@ class Runner:
 
     def _remember(self) -> None:
         """The sites that the run began with, also those that are away now."""
-        before = {info.name: info for info in map(_info, self._journal.fact("sites"))}
+        try:
+            known = self._journal.fact("sites")
+        except KeyError:
+            # a journal of an earlier version, whose sites were all there
+            known = []
+        before = {info.name: info for info in map(_info, known)}
         now = before | {info.name: info for info in self._opened.sites}
         self._opened = Opened(tuple(now[name] for name in sorted(now)), self._opened.unseen)
 
@@ -391,7 +407,7 @@ def simulate(
 
 def inputs_of(run: Path) -> RunInputs:
     """The inputs that a run folder was started with."""
-    journal = Journal.open(run / "journal.db")
+    journal = Journal.open(journal_in(run) or run / "journal.db", read_only=True)
     try:
         return RunInputs.model_validate(journal.fact("inputs"))
     except (KeyError, ValidationError) as error:

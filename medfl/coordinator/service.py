@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medfl.audit.log import AuditLog
+from medfl.coordinator.journal import journal_in
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import Runner
 from medfl.coordinator.settings import CoordinatorHome
@@ -90,9 +91,10 @@ class CoordinatorService:
         patience = Patience(start=wait, deadline=federation.deadline or float("inf"), misses=federation.prune_after)
         remote = Remote(self.post, Terms(self.study.to_json(), expected, least, patience), initial_model(self.study))
         inputs = RunInputs(study=self.study, cache=self.home.folder / "cache", ledgers=self.home.ledgers)
-        resumes = (self.home.run / "journal.db").exists()
+        resumes = journal_in(self.home.run) is not None
         assignment = Assignment({}, frozenset(self.study.evaluation.unseen))
-        runner = Runner(inputs, self.home.run, remote, assignment, self._observer)
+        journal = self.home.settings.journal
+        runner = Runner(inputs, self.home.run, remote, assignment, self._observer, journal, durable=True)
         try:
             runner.resume() if resumes else runner.start()
             self.note("run", {"resumed": resumes})

@@ -56,6 +56,9 @@ class CoordinatorSettings(Section):
     public_port: int | None = Field(None, gt=0, lt=2**16, description="where sites find `port`, if it is forwarded")
     public_enrol_port: int | None = Field(None, gt=0, lt=2**16, description="where they find `enrol_port`")
     public_https_port: int | None = Field(None, gt=0, lt=2**16, description="where they find `https_port`")
+    journal: str | None = Field(
+        None, description="postgresql://user@host/db for the run's journal; null keeps it in a file of the run folder"
+    )
     sites: tuple[str, ...] = Field((), description="sites that may be invited; empty allows any")
 
     @field_validator("addresses")

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from medfl.data.base import Case
@@ -178,9 +179,13 @@ class Agent(Answering):
             self.say("paused", self.home.paused.note)
             return trained(SiteFailure(self.name, round_, f"site {self.name} was paused by its steward"))
         self.home.participation.trained(work.run, round_)
-        self.audit.append("trained", {"run": work.run, "round": round_, "cases": answer.cases})
+        found, digest = encode_reply(answer), sha256()
+        for piece in found:
+            digest.update(piece)
+        told = {"run": work.run, "round": round_, "cases": answer.cases, "message": digest.hexdigest()}
+        self.audit.append("trained", told)
         self.say("ready")
-        return encode_reply(answer)
+        return found
 
 
 class _Work:

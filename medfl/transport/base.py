@@ -28,12 +28,15 @@ LocalProgress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One site's answer. state: its private arrays after the round, kept so that the run can resume; they are the
-    site's own and reach no part of the coordinator but the simulation's journal."""
+    site's own and reach no part of the coordinator but the simulation's journal. message, digest: the id of the message
+    that brought it and its SHA-256 as hex, where it came from another party's machine."""
 
     answer: TrainReply | SiteFailure
     down_bytes: int
     up_bytes: int
     state: Arrays = field(default_factory=dict)
+    message: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -307,7 +307,8 @@ class Remote(Transport):
         except MedflError as error:
             return self._missed(order, f"sent rubbish: {error}", ticket)
         self._members[order.site].misses = 0
-        return Delivery(reply, ticket.down_bytes, ticket.up_bytes)
+        digest = sha256(ticket.answer).hexdigest()
+        return Delivery(reply, ticket.down_bytes, ticket.up_bytes, {}, ticket.id, digest)
 
     def _missed(self, order: TrainOrder, reason: str, ticket: Ticket | None) -> Delivery:
         with self._post.changed:

@@ -7,7 +7,7 @@ import pytest
 from toys.federations import SITES, Federation, until
 
 SUMMED = {"channel": "masks", "clip": 1.0}
-LONG = {"epochs": 40, "learning_rate": 0.003, "batch_size": 2, "rules": ["sgd"]}
+LONG = {"epochs": 20, "learning_rate": 0.003, "batch_size": 2, "rules": ["sgd"]}
 
 
 def run(federation: Federation) -> None:

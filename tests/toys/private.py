@@ -201,7 +201,7 @@ class ToyJournal:
 
     def note(self, *_: Any) -> None: ...
 
-    def keep_release(self, _about: Any, total: npt.NDArray[np.int32], _changed: Any) -> None:
+    def keep_release(self, _about: Any, total: npt.NDArray[np.int32], *_: Any) -> None:
         self.total = total
 
 
