@@ -78,6 +78,13 @@ class Outgoing:
         return frame, offset + len(data)
 
 
+def unload(message: memoryview | None) -> None:
+    """Let go of the memory of a message that was read; whoever reads it again gets it from its file again."""
+    mapped = None if message is None else message.obj
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 class Incoming:
     """A message on its way in, in a file of its own. Bytes that a killed process took are still there. Each byte has
     its place in the file, so a line that was replaced does no harm when it writes late."""
@@ -87,9 +94,11 @@ class Incoming:
         self.path = spool / f"{opened.id}.{opened.size:x}.{opened.crc32:08x}"
         self._lock = threading.Lock()
         self._file = self._open()
-        self.have = os.fstat(self._file.fileno()).st_size
+        self.have, self._checksum = os.fstat(self._file.fileno()).st_size, 0
         if self.have > self.size:
             self._again()
+        for start in range(0, self.have, CHUNK):
+            self._checksum = zlib.crc32(self._file.read(min(CHUNK, self.have - start)), self._checksum)
 
     def _open(self) -> FileIO:
         return FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+")
@@ -98,7 +107,7 @@ class Incoming:
         # a new file: the old one may be mapped somewhere
         self._file.close()
         self.path.unlink(missing_ok=True)
-        self._file, self.have = self._open(), 0
+        self._file, self.have, self._checksum = self._open(), 0, 0
 
     def write(self, offset: int, data: bytes) -> None:
         """The next bytes; ProtocolError when they are not the next ones or too many."""
@@ -112,26 +121,25 @@ class Incoming:
             left = memoryview(data)
             while left:
                 left = left[self._file.write(left) :]
-        self.have = end
+        # while the bytes are in the cache: to read the whole again would take memory and time
+        self.have, self._checksum = end, zlib.crc32(data, self._checksum)
 
     @property
     def whole(self) -> bool:
         return self.have == self.size
 
     def finish(self) -> memoryview | None:
-        """The message, mapped into memory; None when what lies in the file is not what was announced, and must be sent
-        again."""
+        """The message, mapped into memory; None when what was written to the file is not what was announced, and must
+        be sent again."""
         with self._lock:
             if self._file.closed:
                 raise ProtocolError.at(f"message {self.id}", "came by a line that was replaced")
-            if os.fstat(self._file.fileno()).st_size == self.size:
-                found = memoryview(mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ))
-                if zlib.crc32(found) == self.crc32:
-                    self._file.close()
-                    return found
-                found.release()
-            self._again()
-            return None
+            if os.fstat(self._file.fileno()).st_size != self.size or self._checksum != self.crc32:
+                self._again()
+                return None
+            found = memoryview(mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ))
+            self._file.close()
+            return found
 
     def close(self) -> None:
         with self._lock:
