@@ -2,6 +2,7 @@
 # make demo       one small federation from start to report, in runs/demo
 # make test       everything but the slow acceptance tests
 # make test-slow  the slow acceptance tests
+# make flower-env an environment with Flower in .venv-flower, for its tests
 # make lint       style, types and the direction of imports
 # make bench      measure speed
 # make docs       build the documentation into site/
@@ -13,6 +14,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+FLOWER := .venv-flower
 DEMO := runs/demo
 
 # nothing is written to the home folder; files that can be made again lie beside the runs
@@ -22,7 +24,7 @@ export MPLCONFIGDIR ?= $(CURDIR)/runs/.cache/matplotlib
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint bench docs clean
+.PHONY: help setup flower-env demo test test-slow lint bench docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -38,6 +40,15 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 	$(PIP) -e '.[docs]'
 	@touch $@
 
+# Flower's pins do not fit beside medfl's tools
+flower-env: $(FLOWER)/.installed
+
+$(FLOWER)/.installed: pyproject.toml constraints-flower.txt
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-flower.txt \
+		-e '.[flower,grpc,he]' 'transformers<5'
+	@touch $@
+
 demo: setup
 	@if [ -e $(DEMO) ] && [ ! -e runs/.demo ]; then \
 		echo "$(DEMO) was not made by 'make demo': move it away first" >&2; exit 1; fi
@@ -51,6 +62,8 @@ test: setup
 
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
+	@# without Flower its tests skip and say so
+	-$(MAKE) flower-env
 	$(BIN)/python -m pytest -m slow
 
 lint: setup
@@ -68,6 +81,6 @@ docs: $(VENV)/.docs-installed
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site build dist medfl.egg-info runs/.cache .benchmarks .hypothesis
+	rm -rf $(VENV) $(FLOWER) site build dist medfl.egg-info runs/.cache .benchmarks .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find medfl tests -name __pycache__ -type d -prune -exec rm -rf {} +

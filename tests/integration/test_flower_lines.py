@@ -28,7 +28,7 @@ from medfl.site.enrolment import load_credentials
 from medfl.transport.mail import ProtocolError
 from medfl.transport.protocol.medfl_pb2 import Beat, Chunk, Frame
 
-SWIFT = Pace(step=0.01, hold=5.0, idle=1.0, answer=6.0, grace=20.0)
+SWIFT = Pace(step=0.01, hold=5.0, idle=1.0, answer=6.0, grace=20.0, again=0.05)
 
 
 @given(st.binary(max_size=200))
@@ -187,7 +187,7 @@ def play(federation: Federation, carrier: Carrier) -> None:
 
 def test_the_model_is_that_of_the_simulation_whatever_is_lost(tmp_path: Path) -> None:
     draw = random.Random(7)
-    fates = [draw.choice(["lost", "unanswered", "changed", "twice", "", "", "", ""]) for _ in range(24)]
+    fates = [draw.choice(["lost", "unanswered", "changed", "twice", "", "", "", ""]) for _ in range(16)]
     with Federation(tmp_path).set_up() as federation:
         carrier = Carrier([federation.site_home(site) for site in SITES], fates)
         play(federation, carrier)

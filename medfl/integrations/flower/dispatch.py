@@ -57,13 +57,14 @@ class Courier(Protocol):
 class Pace:
     """Seconds. step: between two looks for replies; hold: that a site may keep a message until it has an answer; idle:
     between two messages to a site that owes nothing; answer: after which a message counts as lost; grace: after which
-    a site whose line broke counts as lost."""
+    a site whose line broke counts as lost; again: before the first try to open it again, later ones wait longer."""
 
     step: float = 0.1
     hold: float = 15.0
     idle: float = 30.0
     answer: float = 120.0
     grace: float = 60.0
+    again: float = 1.0
 
 
 @dataclass
@@ -243,7 +244,7 @@ class Dispatcher:
             node.old, node.line, node.broken = node.line, None, time.monotonic()
         node.tunnel, node.pending, node.certificate = None, "", b""
         node.waiting = []
-        node.wait = min(_SLOWEST, max(1.0, node.wait * 2))
+        node.wait = min(_SLOWEST, max(self._pace.again, node.wait * 2))
         node.sent = time.monotonic()
 
     def _lose(self, node: _Node, reason: str) -> None:
