@@ -8,7 +8,6 @@ under the same names: what a site had answered it answers again, and nothing cou
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from hashlib import sha256
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +15,7 @@ from medfl.coordinator.journal import Counted
 from medfl.coordinator.rounds import Course, Rounds
 from medfl.errors import RunError
 from medfl.federation.asynchronous.base import Asynchronous
-from medfl.federation.asynchronous.federation import Arrived, AsynchronousFederation, Flight, OpenStep
+from medfl.federation.asynchronous.federation import HELD, Arrived, AsynchronousFederation, Flight, OpenStep
 from medfl.federation.round import Federation, FederationParts, RoundOutcome
 from medfl.learning.messages import SiteFailure
 from medfl.study.build import planned_steps
@@ -93,8 +92,7 @@ class AsyncRounds(Rounds):
         if isinstance(answer, SiteFailure):
             mine = self.steps.fail(step, answer)
         else:
-            digest = "" if answer.payload is None else _digest(answer.payload)
-            mine = self.steps.receive(step, answer, self.validate, digest)
+            mine = self.steps.receive(step, answer, self.validate)
             spent = course.site_seconds.setdefault(answer.site, {})
             for phase, seconds in answer.seconds.items():
                 spent[phase] = spent.get(phase, 0.0) + seconds
@@ -118,8 +116,8 @@ class AsyncRounds(Rounds):
         the journal does not have."""
         with course.clock.phase("commit"):
             plain, arrays = self.steps.state()
-            held = {name for name in arrays if name.startswith("held.")}
-            kept = {name: array for name, array in arrays.items() if name not in held - self.steps.fresh()}
+            known = {name for name in arrays if name.startswith(HELD)} - self.steps.fresh()
+            kept = {name: array for name, array in arrays.items() if name not in known}
             failed = {site: {"outcome": "failed", "reason": reason} for site, reason in record["failed"].items()}
             verdicts = {**record["verdicts"], **failed}
             self.journal.commit(record, plain, {**kept, **course.changed}, verdicts, self._counted())
@@ -159,10 +157,3 @@ def asynchrony(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for each in arrived:
         outcomes[each.outcome] = outcomes.get(each.outcome, 0) + 1
     return {"asynchronous": {"arrivals": len(arrived), "outcomes": outcomes, "sites": sites}}
-
-
-def _digest(payload: Payload) -> str:
-    digest = sha256()
-    for buffer in payload.buffers:
-        digest.update(buffer)
-    return digest.hexdigest()

@@ -31,7 +31,7 @@ class AsynchronousConfig(PluginConfig):
     correction: Literal["none", "staleness", "influence"] = Field(
         "influence",
         description="what is made up for between sites: that old updates weigh less (staleness), and also that fast "
-        "sites send more (influence: each site's pull follows its cases); none is as published, and favours fast sites",
+        "sites send more (influence: each site's pull follows its cases); none, as published, favours fast sites",
     )
     speeds: Mapping[str, Speed] = Field(
         default_factory=dict, description="in a simulation, how long a local step takes at a site; 1 where not named"

@@ -11,6 +11,7 @@ Memory: the model, one vector for each version that a site in flight started fro
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,14 @@ from medfl.federation.round import (
     Validate,
 )
 from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
-from medfl.update.base import Update
+from medfl.update.base import Payload, Update
 from medfl.update.vector import FloatVector
 
 PlannedSteps = Callable[[int, Mapping[str, float]], int]
 """(training cases, hyper-parameters) -> local steps of an order, for the simulation's clock."""
 
-_HELD = "held."
+HELD = "held."
+"""Begins the names of the models that orders in flight started from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ class AsynchronousFederation(Federation):
             taken = {slot for slot, _ in self._held.values()}
             slot = min(set(range(len(taken) + 1)) - taken)
             self._held[self.round] = slot, self.model.copy()
-            self._new.add(f"{_HELD}{slot}")
+            self._new.add(f"{HELD}{slot}")
         values = self._values()
         took = self.schedule.config.speeds.get(site, 1.0) * self._steps(cases[site], values)
         flight = self.flights[site] = Flight(site, known.orders, self.round, values, self._now + took)
@@ -164,9 +166,7 @@ class AsynchronousFederation(Federation):
         """The model [size] that an order starts from; it does not change while the order is in flight."""
         return self._held[flight.version][1]
 
-    def receive(
-        self, step: OpenStep, reply: TrainReply, validate: Validate | None = None, digest: str = ""
-    ) -> Contribution:
+    def receive(self, step: OpenStep, reply: TrainReply, validate: Validate | None = None) -> Contribution:
         """Judge an update, and take it in when it is admitted. RunError when it was not asked for."""
         flight = self._landing(reply.site, reply.round)
         staleness = self.round - flight.version
@@ -182,6 +182,7 @@ class AsynchronousFederation(Federation):
                 share = self._take(step, flight, update, mine, mine.verdict.factor)
         outcome = "no upload" if mine.verdict is None else mine.verdict.outcome
         rule = "" if mine.verdict is None else mine.verdict.rule
+        digest = "" if reply.payload is None else _digest(reply.payload)
         arrived = Arrived(reply.site, flight.number, flight.version, staleness, share, outcome, rule, digest)
         return self._landed(step, flight, mine, arrived)
 
@@ -247,7 +248,7 @@ class AsynchronousFederation(Federation):
 
     def fresh(self) -> frozenset[str]:
         """Names of the arrays of `state()` that no earlier call has named: what a store does not have yet."""
-        names = {f"{_HELD}{slot}" for slot, _ in self._held.values()} & self._new
+        names = {f"{HELD}{slot}" for slot, _ in self._held.values()} & self._new
         self._new.clear()
         return frozenset(names)
 
@@ -260,7 +261,7 @@ class AsynchronousFederation(Federation):
             "held": {str(version): slot for version, (slot, _) in self._held.items()},
             "influence": self._influence.state(),
         }
-        return plain, arrays | {f"{_HELD}{slot}": vector for slot, vector in self._held.values()}
+        return plain, arrays | {f"{HELD}{slot}": vector for slot, vector in self._held.values()}
 
     def restore(self, plain: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:
         super().restore(plain, arrays)
@@ -268,8 +269,13 @@ class AsynchronousFederation(Federation):
         self._now = ours["now"]
         self._known = {site: _Known(**known) for site, known in ours["known"].items()}
         self.flights = {flight["site"]: Flight(**flight) for flight in ours["flights"]}
-        self._held = {
-            int(version): (slot, np.array(arrays[f"{_HELD}{slot}"])) for version, slot in ours["held"].items()
-        }
+        self._held = {int(version): (slot, np.array(arrays[f"{HELD}{slot}"])) for version, slot in ours["held"].items()}
         self._new.clear()
         self._influence.restore(ours["influence"])
+
+
+def _digest(payload: Payload) -> str:
+    digest = sha256()
+    for buffer in payload.buffers:
+        digest.update(buffer)
+    return digest.hexdigest()

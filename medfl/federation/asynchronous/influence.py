@@ -1,8 +1,9 @@
 """How much each site has moved the model lately, and the factor that makes up for it.
 
 Weights that fall with staleness punish the slow site, and a fast site also sends more updates. Both are seen in a
-site's influence: the sum of its updates' staleness weights over the last arrivals. A factor of at most 1 brings the
-sites down to the one that falls short the most, so no correction makes the model jump.
+site's influence: the sum of its updates' staleness weights over the last arrivals. The site that falls short the most
+is on average given the weight of an update that is not stale, and the others are held back to match: no correction
+makes an update count more than a fresh one, so none makes the model jump.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,8 @@ class Influence:
         self._arrivals = 0
 
     def factor(self, site: str, cases: int, weight: float) -> float:
-        """Take in an admitted update, of this staleness weight in (0, 1]; what it is to be multiplied by, in (0, 1]."""
+        """Take in an admitted update of this staleness weight, in (0, 1]; what the weight is to be multiplied by, which
+        gives 1 at most."""
         tally = self._sites.setdefault(site, _Tally())
         window = WINDOW * len(self._sites)
         self._arrivals += 1
@@ -47,8 +49,10 @@ class Influence:
         tally.updates += 1.0
         if self._correction == "none":
             return 1.0
-        lacks = [self._lack(each) for each in self._sites.values() if self._arrivals - each.last < window]
-        return self._lack(tally) / max(lacks)
+        recent = [each for each in self._sites.values() if self._arrivals - each.last < window]
+        # in these units, the mean weight that each site would need for all to pull as they should
+        most = max(self._lack(each) * each.weights / each.updates for each in recent)
+        return min(self._lack(tally) / most, 1 / weight)
 
     def _lack(self, tally: _Tally) -> float:
         """How far a site falls short, in a unit that is common to all sites."""

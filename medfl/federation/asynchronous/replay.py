@@ -9,8 +9,8 @@ from medfl.federation.round import Validate
 from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
 from medfl.update.vector import FloatVector
 
-Answer = Callable[[TrainOrder, FloatVector], TrainReply]
-"""What a site answers to an order and the model that it starts from."""
+Answer = Callable[[TrainOrder, FloatVector, int], TrainReply]
+"""What a site answers to an order, the model that it starts from, and that model's version."""
 
 
 def replay(
@@ -23,8 +23,8 @@ def replay(
     """Take a fresh federation through the arrivals of a run's records, in their order; its model then equals the run's,
     bit for bit.
 
-    RunError when a number of orders, a staleness or an update's share differs from the record: then the record, the
-    answers or the software are not those of the run.
+    RunError when an update (its SHA-256 is compared), its staleness or its share differs from the record: then the
+    record, the answers or the software are not those of the run.
     """
     steps = [[Arrived(**arrived) for arrived in record["arrivals"]] for record in records]
     starts: dict[int, list[Arrived]] = {}
@@ -43,8 +43,8 @@ def replay(
             if told.outcome == "failed":
                 federation.fail(step, SiteFailure(told.site, told.number, "as recorded"))
             else:
-                reply = answer(flight.order(), federation.base(flight))
-                federation.receive(step, reply, validate, told.digest)
+                reply = answer(flight.order(), federation.base(flight), flight.version)
+                federation.receive(step, reply, validate)
             _same(step.arrived[-1], told)
         _send(federation, waiting, cases)
         federation.finish(step)
