@@ -7,6 +7,7 @@ import typer
 
 from medfl import __version__
 from medfl.cli import (
+    auditor,
     coordinator,
     coordinator_start,
     coordinator_status,
@@ -108,6 +109,12 @@ site_app.command()(governance.resume)
 site_app.command()(governance.withdraw)
 site_app.command()(governance.audit)
 app.add_typer(site_app, name="site")
+
+auditor_app = typer.Typer(no_args_is_help=True, help="Who may look at a study, and touch nothing.")
+auditor_app.command()(enrol.enrol)
+auditor_app.command()(enrol.renew)
+auditor_app.command()(auditor.evidence)
+app.add_typer(auditor_app, name="auditor")
 
 keyholder_app = typer.Typer(no_args_is_help=True, help="A third party that holds the key of encrypted sums.")
 keyholder_app.command()(enrol.enrol)

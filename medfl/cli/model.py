@@ -91,7 +91,9 @@ def report(
     Example: medfl report runs/pneumonia-001 --evidence
     """
     if evidence:
-        _print_evidence(run, json)
+        from medfl.coordinator.evidence import evidence as made
+
+        show_evidence(made(run), json)
         return
     from medfl.report.card import write_model_card
     from medfl.report.page import write_report
@@ -107,10 +109,8 @@ def report(
         typer.launch(page.resolve().as_uri())
 
 
-def _print_evidence(run: Path, json: bool) -> None:
-    from medfl.coordinator.evidence import evidence
-
-    found = evidence(run)
+def show_evidence(found: dict[str, Any], json: bool) -> None:
+    """Print what was checked; exit code 1 when a check fails."""
     if json:
         print_json(found)
     else:

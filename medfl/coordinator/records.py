@@ -61,6 +61,8 @@ def round_record(
         "moved": outcome.moved,
         "void": outcome.void,
         "hyperparameters": dict(outcome.plan.values),
+        "cases": {site: mine.cases for site, mine in sites.items() if not mine.failure},
+        "skipped": {site: dict(mine.skipped) for site, mine in sites.items() if mine.skipped},
         "local_epochs": {site: mine.epochs for site, mine in sites.items() if mine.epochs},
         "local_steps": {site: mine.steps for site, mine in sites.items() if mine.steps},
         "losses": {

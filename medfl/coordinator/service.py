@@ -44,7 +44,7 @@ class CoordinatorService:
         self.register = self.home.register(authority, self.note)
         name = self.home.settings.name
         self.post = Post(name, self.home.spool, observer.presence, witness=self._witness)
-        self._federation = FederationServer(self.post, self.register, self.note)
+        self._federation = FederationServer(self.post, self.register, self.note, evidence=self._evidence)
         self._enrolment = EnrolmentServer(self.register, self.note, _ENROLMENTS)
         self._https = HttpsServer(self.post, self.register, self.note)
         self.port = self.enrol_port = self.https_port = 0
@@ -62,6 +62,11 @@ class CoordinatorService:
         if head:
             self.audit.keep(name, head)
         return self.audit.head, before
+
+    def _evidence(self) -> dict[str, Any]:
+        from medfl.coordinator.evidence import evidence
+
+        return evidence(self.home.run)
 
     def open(self) -> None:
         """Listen for sites."""

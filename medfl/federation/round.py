@@ -80,6 +80,7 @@ class Contribution:
     loss: float = math.nan
     norm: float = math.nan
     verdict: Verdict | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
     skipped_upload: bool = False
     failure: str = ""
     late: bool = False
@@ -132,7 +133,7 @@ class OpenRound:
         """Judge an update and combine it. RunError when the site is not in the round or answered already."""
         self._expect(reply.site, reply.round)
         mine = self.outcome.sites[reply.site] = Contribution(
-            reply.cases, reply.steps, reply.epochs, reply.loss_start, reply.loss
+            reply.cases, reply.steps, reply.epochs, reply.loss_start, reply.loss, skipped=dict(reply.skipped)
         )
         if reply.payload is None:
             mine.skipped_upload = True

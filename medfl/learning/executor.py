@@ -7,6 +7,7 @@ nothing is built again.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ import torch
 
 from medfl.data.base import Sample, SampleInfo, SampleSet, SiteData
 from medfl.data.plans.base import DataPlan
+from medfl.data.reasons import outward
 from medfl.errors import DataError, MedflError, RunError
 from medfl.learning.checkpoint import EpochStore, order_key
 from medfl.learning.disclosure import Disclosure
@@ -133,6 +135,7 @@ class SiteExecutor:
             loss_start=course.mean(slice(None, course.per_epoch)),
             loss=course.mean(slice(-course.per_epoch, None)),
             seconds={"train": trained - started, "total": finished - started},
+            skipped=Counter(outward(case.reason) for case in data.skipped),
         )
 
     def _run(

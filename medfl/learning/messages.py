@@ -61,7 +61,7 @@ class TrainReply:
 
     payload: the sealed update, or None when the upload gate kept it back. cases: unique cases trained on.
     loss_start / loss: mean training loss over the first epoch and over the last. seconds: training, and all of it.
-    ledger: the head of the site's privacy ledger, "" without one.
+    ledger: the head of the site's privacy ledger, "" without one. skipped: cases that could not be used, by reason.
     """
 
     site: str
@@ -74,6 +74,7 @@ class TrainReply:
     loss: float
     seconds: Mapping[str, float] = field(default_factory=dict)
     ledger: str = ""
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

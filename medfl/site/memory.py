@@ -10,6 +10,7 @@ The answers of the two last rounds are kept: an older one is never asked for aga
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +27,8 @@ from medfl.update.wire import Buffer, pack_arrays, parts, size, unpack, unpack_a
 log = logging.getLogger(__name__)
 
 _KEPT = 2
+_RUN = re.compile(r"[A-Za-z0-9]{1,64}")
+_ROUND = re.compile(r"round-(?P<number>[0-9]{6,})")
 _DIGEST = 32
 
 
@@ -39,7 +42,7 @@ class DiskMemory(SiteMemory):
         self._checkpoints: FileEpochStore | None = None
 
     def begin(self, run: str) -> None:
-        if not run.isalnum():
+        if not _RUN.fullmatch(run):
             raise RunError.at("run", f"{run[:40]!r} cannot be the name of a folder", "ask the study lead")
         self._folder = self._root / run
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -51,7 +54,8 @@ class DiskMemory(SiteMemory):
 
     def rounds(self) -> list[int]:
         """The rounds whose answers are kept."""
-        return sorted(int(path.name.removeprefix("round-")) for path in self._folder.glob("round-*"))
+        found = (_ROUND.fullmatch(path.name) for path in self._folder.glob("round-*"))
+        return sorted(int(name["number"]) for name in found if name)
 
     def reply(self, key: str) -> TrainReply | None:
         for round_ in reversed(self.rounds()):
@@ -76,13 +80,17 @@ class DiskMemory(SiteMemory):
         reply_pieces, state_pieces = encode_reply(reply), pack_arrays({}, state)
         header = {"key": key, "reply": size(reply_pieces)}
         pieces = [*parts(header), *reply_pieces, *state_pieces]
+        # a round that is trained again follows a state before it: nothing newer counts, also when this is killed here
+        self._remove(number for number in self.rounds() if number > reply.round)
         _write(self._folder / _name(reply.round), pieces)
-        for number in self.rounds():
-            # a round that is trained again follows a state before it: nothing newer counts
-            if number <= reply.round - _KEPT or number > reply.round:
-                (self._folder / _name(number)).unlink(missing_ok=True)
+        # not by their distance: between two rounds that the site was asked for there may be many
+        self._remove(self.rounds()[:-_KEPT])
         if self._checkpoints is not None:
             self._checkpoints.clear()
+
+    def _remove(self, rounds: Iterable[int]) -> None:
+        for number in rounds:
+            (self._folder / _name(number)).unlink(missing_ok=True)
 
     def _read(self, round_: int) -> tuple[str, TrainReply, Arrays] | None:
         path = self._folder / _name(round_)
@@ -102,7 +110,7 @@ class DiskMemory(SiteMemory):
 
     def opening(self, round_: int, survivors: tuple[str, ...]) -> None:
         path = self._folder / "opened.json"
-        known: dict[str, list[str]] = json.loads(path.read_text()) if path.exists() else {}
+        known = _opened(path)
         before = known.get(str(round_))
         if before is not None and set(before) != set(survivors):
             raise RunError.at(
@@ -116,6 +124,20 @@ class DiskMemory(SiteMemory):
             _write(path, [json.dumps(known).encode()], digest=False)
 
 
+def _opened(path: Path) -> dict[str, list[str]]:
+    """Which sums were opened; RunError when that cannot be told, for then none may be."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        found = error
+    if not isinstance(found, dict) or not all(isinstance(sites, list) for sites in found.values()):
+        what = "is damaged: which sums this site helped to open cannot be told"
+        raise RunError.at(path, what, "restore it from the backup, or start another run")
+    return found
+
+
 def _name(round_: int) -> str:
     return f"round-{round_:06d}"
 
@@ -124,15 +146,20 @@ def _write(path: Path, pieces: Iterable[Buffer], digest: bool = True) -> None:
     """The whole file or none, and on the disk."""
     draft = path.with_name(f".{path.name}.draft")
     found: Any = sha256()
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        for piece in pieces:
-            file.write(piece)
-            found.update(piece)
-        if digest:
-            file.write(found.digest())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+                found.update(piece)
+            if digest:
+                file.write(found.digest())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        # of a full disk: what cannot be used must not take its room
+        draft.unlink(missing_ok=True)
+        raise
     draft.replace(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -9,6 +9,7 @@ import zstandard
 from medfl.errors import RunError
 from medfl.learning.messages import TrainOrder, TrainReply
 from medfl.tasks.base import Statistics
+from medfl.transport.texts import plain
 from medfl.update.base import Payload
 from medfl.update.wire import Buffer, pack_arrays, parts, unpack, unpack_arrays
 
@@ -17,6 +18,7 @@ MAX_STATISTICS = 256 * 2**20
 _LARGEST = 2**53
 _TEXT = 200
 _PHASES = 32
+_REASONS = 64
 
 
 def encode_order(order: TrainOrder, model: Payload) -> list[Buffer]:
@@ -28,6 +30,7 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
     header: dict[str, Any] = {name: getattr(reply, name) for name in _REPLY_FIELDS}
     # fixed width, so that equal rounds are equally many bytes
     header["seconds"] = {phase: f"{value:012.6f}" for phase, value in reply.seconds.items()}
+    header["skipped"] = dict(reply.skipped)
     if reply.payload is None:
         return parts(header)
     return parts({**header, "payload": reply.payload.header()}, reply.payload.buffers)
@@ -49,12 +52,13 @@ def decode_reply(message: Buffer) -> TrainReply:
     """The reply of a received message; RunError naming every field that is missing, unknown or of a wrong type."""
     header, buffers = unpack(message)
     described = header.pop("payload", None)
-    seconds = _seconds(header.pop("seconds", None))
+    seconds, skipped = _seconds(header.pop("seconds", None)), _skipped(header.pop("skipped", None))
     wrong = sorted(header.keys() ^ _REPLY_FIELDS.keys())
     wrong += [name for name, kind in _REPLY_FIELDS.items() if name in header and not _is(header[name], kind)]
     if wrong:
         raise RunError.at("reply", f"fields {', '.join(wrong)} are not those of a training reply")
-    return TrainReply(**header, seconds=seconds, payload=None if described is None else Payload.of(described, buffers))
+    payload = None if described is None else Payload.of(described, buffers)
+    return TrainReply(**header, seconds=seconds, skipped=skipped, payload=payload)
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -76,6 +80,12 @@ def _seconds(spent: Any) -> dict[str, float]:
     if not all(len(phase) <= _TEXT and 0 <= value < _LARGEST for phase, value in seconds.items()):
         raise RunError.at("reply", "field seconds has numbers that are no times")
     return seconds
+
+
+def _skipped(told: Any) -> dict[str, int]:
+    if not isinstance(told, dict) or len(told) > _REASONS or not all(_is(count, int) for count in told.values()):
+        raise RunError.at("reply", "field skipped is not one count a reason")
+    return {plain(reason): count for reason, count in told.items()}
 
 
 def encode_statistics(statistics: Statistics) -> bytes:

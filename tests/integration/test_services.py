@@ -1,10 +1,11 @@
 """Coordinator and sites as processes of their own: the same model as a simulation, whoever is killed on the way."""
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
-
-from toys.federations import SITES, Federation, until
+from toys.federations import SITES, Federation, call, environment, medfl, until
 
 SUMMED = {"channel": "masks", "clip": 1.0}
 LONG = {"epochs": 20, "learning_rate": 0.003, "batch_size": 2, "rules": ["sgd"]}
@@ -118,3 +119,68 @@ def test_a_study_waits_for_the_steward_and_is_refused_with_a_note(tmp_path: Path
         assert lead.end() == 0, lead.text
         assert list(federation.rounds()[0]["verdicts"]) == ["hospital-a", "hospital-b"]
         assert "no children's images" in lead.text
+
+
+@pytest.mark.slow
+def test_a_third_party_holds_the_key(tmp_path: Path) -> None:
+    pytest.importorskip("tenseal")
+    channel = {"kind": "he", "key_holder": "notary"}
+    with Federation(tmp_path, update={**SUMMED, "channel": channel}) as federation:
+        federation.others = {"notary": "key-holder"}
+        federation.set_up()
+        lead = federation.coordinator()
+        notary = federation.key_holder("notary")
+        sites = [federation.site(site) for site in SITES]
+        assert lead.end() == 0, lead.text + notary.text
+        assert [party.end() for party in (*sites, notary)] == [0, 0, 0, 0], notary.text
+        assert all(record["moved"] for record in federation.rounds())
+        # no site of the study holds it; what is summed is the same
+        assert federation.model() == federation.simulated("--set", "update.channel=masks")
+
+
+@pytest.mark.slow
+def test_a_private_round_is_paid_for_once_when_a_site_is_killed(tmp_path: Path) -> None:
+    from medfl.privacy.ledger.file import FileLedger
+
+    private = {"kind": "patient", "epsilon": 8, "delta": 1e-3, "accept_low_utility": True}
+    with Federation(tmp_path, privacy=private, update={"channel": "masks"}, stop={"rounds": 12}).set_up() as federation:
+        lead = federation.coordinator()
+        sites = {site: federation.site(site) for site in SITES}
+        until(lambda: len(federation.rounds()) >= 3, why=lead.text)
+        sites["hospital-b"].kill()
+        again = federation.site("hospital-b")
+        assert lead.end() == 0, lead.text
+        assert again.end() == 0, again.text
+        records = federation.rounds()
+        assert [record["round"] for record in records] == list(range(1, len(records) + 1))
+        for site in SITES:
+            ledger = FileLedger.read(federation.site_home(site) / "ledgers" / f"{site}.ledger")
+            charged = [charge.round for charge in ledger.charges(federation.run_name())]
+            answered = [record["round"] for record in records if site in record["verdicts"]]
+            # whatever was sent was charged before
+            assert set(answered) <= set(charged)
+        assert any("hospital-b" in record["verdicts"] for record in records[-3:]), lead.text
+
+
+@pytest.mark.slow
+def test_an_auditor_asks_a_run_that_goes_on_for_its_evidence(tmp_path: Path) -> None:
+    with Federation(tmp_path, stop={"rounds": 10_000}) as federation:
+        federation.others = {"board": "auditor"}
+        federation.set_up()
+        lead = federation.coordinator()
+        for site in SITES:
+            federation.site(site)
+        until(lambda: len(federation.rounds()) >= 3, why=lead.text)
+        checks = json.loads(call("auditor", "evidence", "--home", federation.site_home("board"), "--json"))["checks"]
+        assert [check["check"] for check in checks if check["ok"] is False] == []
+        assert any("counted once" in check["check"] and check["ok"] for check in checks)
+        # a site is no auditor, and an auditor is no site
+        assert "is the home of a site" in refused("auditor", "evidence", "--home", federation.site_home(SITES[0]))
+        assert "takes no part" in refused("site", "start", "--home", federation.site_home("board"))
+
+
+def refused(*arguments: object) -> str:
+    """What a command says that fails."""
+    done = subprocess.run(medfl(*arguments), capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 2, done
+    return done.stderr

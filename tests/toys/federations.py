@@ -103,6 +103,7 @@ class Federation:
         self.study_file = folder / "study.yaml"
         self.home = folder / "coordinator"
         self.port, self.enrol_port = free_port(), free_port()
+        self.others: dict[str, str] = {}
         self.started: list[Service] = []
         folder.mkdir(parents=True, exist_ok=True)
         self.study_file.write_text(yaml.safe_dump({**STUDY, **study}))
@@ -139,24 +140,27 @@ class Federation:
         register: Register = home.register(home.authority(), lambda kind, detail: None)
         for site in self.sites:
             self.enrol(site, home, register)
+        for name, role in self.others.items():
+            self.enrol(name, home, register, role)
         register.close()
 
-    def enrol(self, site: str, home: Any, register: Any) -> None:
+    def enrol(self, site: str, home: Any, register: Any, role: Any = "site") -> None:
         from medfl.site.enrolment import enrol
         from medfl.transport.invitation import Invitation
 
-        token, expires = register.invite(site)
+        token, expires = register.invite(site, role)
         invitation = Invitation(
             coordinator=home.settings.name,
             address=home.settings.address,
             enrol_address=home.settings.enrol_address,
             ca=home.ca_certificate.read_text(),
             name=site,
-            role="site",
+            role=role,
             token=token,
             expires=expires,
         )
-        enrol(invitation, self.site_home(site), self.folder / "sites" / f"{site}.yaml", lambda *_: register)
+        file = self.folder / "sites" / f"{site}.yaml" if role == "site" else None
+        enrol(invitation, self.site_home(site), file, lambda *_: register)
 
     def site_home(self, site: str) -> Path:
         return self.folder / "homes" / site
@@ -172,6 +176,9 @@ class Federation:
 
     def site(self, name: str) -> Service:
         return self._start(name, "site", "start", "--home", self.site_home(name))
+
+    def key_holder(self, name: str) -> Service:
+        return self._start(name, "keyholder", "start", "--home", self.site_home(name))
 
     def _start(self, name: str, *arguments: object) -> Service:
         service = Service(name, self.folder / f"{name}.log", *arguments)
@@ -204,3 +211,13 @@ class Federation:
         places = ("--sites", self.folder / "sites", "--out", out, "--ledgers", self.folder / "ledgers")
         call("simulate", self.study_file, *places, "--workers", 1, "--no-report", *options)
         return (out / "model" / "model.safetensors").read_bytes()
+
+    def run_name(self) -> str:
+        """The run's name in the ledgers."""
+        from medfl.coordinator.journal import Journal
+
+        journal = Journal.open(self.home / "run" / "journal.db", read_only=True)
+        try:
+            return str(journal.fact("run"))
+        finally:
+            journal.close()

@@ -1,6 +1,8 @@
 """The round's messages: exact round trips, and a clean error for any bytes."""
 
 import contextlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from medfl.learning.messages import TrainOrder, TrainReply
 from medfl.transport.messages import decode_reply, decode_statistics, encode_order, encode_reply, encode_statistics
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import CODECS
-from medfl.update.wire import size
+from medfl.update.wire import parts, size, unpack
 
 
 def reply(values: int = 5) -> TrainReply:
@@ -65,3 +67,15 @@ def test_any_damage_to_a_reply_is_seen_or_harmless(data: st.DataObject) -> None:
     message[place] ^= data.draw(st.integers(1, 255))
     with contextlib.suppress(RunError):
         decode_reply(bytes(message))
+
+
+def test_a_reply_tells_how_many_cases_were_skipped_and_why() -> None:
+    told = replace(reply(), skipped={"the file is damaged": 3})
+    assert decode_reply(b"".join(encode_reply(told))).skipped == {"the file is damaged": 3}
+
+
+@pytest.mark.parametrize("skipped", [[], {"damaged": -1}, {"damaged": 1.5}, {str(n): 1 for n in range(1000)}])
+def test_skipped_cases_that_are_no_counts_are_refused(skipped: Any) -> None:
+    header, buffers = unpack(b"".join(encode_reply(reply())))
+    with pytest.raises(RunError, match="skipped"):
+        decode_reply(b"".join(parts({**header, "skipped": skipped}, buffers)))

@@ -11,6 +11,7 @@ SERVICE = "medfl.v1.Federation"
 CONNECT = f"/{SERVICE}/Connect"
 ENROLMENT = "medfl.v1.Enrolment"
 RENEWAL = "medfl.v1.Renewal"
+INSPECTION = "medfl.v1.Inspection"
 
 _COMMON = [
     ("grpc.max_receive_message_length", MAX_FRAME),

@@ -16,6 +16,7 @@ import grpc
 from medfl.errors import MedflError
 from medfl.transport.grpc.channel import SERVER_OPTIONS, SERVICE
 from medfl.transport.grpc.enrolment import RenewalHandler, _listen
+from medfl.transport.grpc.inspection import handler as inspected
 from medfl.transport.limits import RateLimit
 from medfl.transport.mail import Line, ProtocolError
 from medfl.transport.parcels import encoded
@@ -26,6 +27,7 @@ from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye
 log = logging.getLogger(__name__)
 
 Note = Callable[[str, dict[str, Any]], None]
+Evidence = Callable[[], dict[str, Any]]
 
 _GREETING = 10.0
 """Seconds for a stream's first frame."""
@@ -68,9 +70,12 @@ class _Threads(ThreadPoolExecutor):
 
 
 class FederationServer:
-    """Brings streams to a `Post`. note: what goes into the audit log, of each peer a few lines a minute."""
+    """Brings streams to a `Post`. note: what goes into the audit log, of each peer a few lines a minute. evidence: what
+    auditors are told."""
 
-    def __init__(self, post: Post, doorkeeper: Doorkeeper, note: Note, peers: int = 128) -> None:
+    def __init__(
+        self, post: Post, doorkeeper: Doorkeeper, note: Note, peers: int = 128, evidence: Evidence | None = None
+    ) -> None:
         self._post = post
         self._doorkeeper = doorkeeper
         self._note = note
@@ -86,8 +91,9 @@ class FederationServer:
         )
         handler = grpc.stream_stream_rpc_method_handler(self._connect, Frame.FromString, encoded)
         renewal = RenewalHandler(doorkeeper, self.peer_of)
+        inspection = [] if evidence is None else [inspected(self.peer_of, note, evidence)]
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, {"Connect": handler}), renewal.handlers())
+            (grpc.method_handlers_generic_handler(SERVICE, {"Connect": handler}), renewal.handlers(), *inspection)
         )
 
     def start(self, address: str, key: bytes, certificate: bytes, ca: bytes) -> int:
