@@ -180,7 +180,7 @@ class Hospital:
                 self.box.send(Outgoing(id_, pieces))
 
 
-def reply(site: str, round_: int, update: bytes = b"1234", **changed: Any) -> list[Buffer]:
+def reply(site: str, round_: int, update: bytes = b"1234", /, **changed: Any) -> list[Buffer]:
     found = TrainReply(site, round_, Payload("fp32", len(update) // 4, (update,)), 8, 4, 1, 0.7, 0.5, {"train": 0.1})
     pieces = encode_reply(found)
     if not changed:
