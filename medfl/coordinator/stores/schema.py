@@ -70,8 +70,6 @@ events = Table(
     Column("detail", Json, nullable=False),
     Column("at", _Moment, nullable=False),
     Index("events_round", "round"),
-    Index("events_kind", "kind"),
-    Index("events_site", "site"),
 )
 arrays = Table(
     "arrays",
