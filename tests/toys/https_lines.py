@@ -124,7 +124,11 @@ class Stub:
 
 
 class Pipe:
-    """A proxy of our own in the middle: passes bytes on, and does to them what a test says."""
+    """A proxy of our own in the middle: passes bytes on, and does to them what a test says.
+
+    cut_after: bytes after which a connection is cut, with `shut` all of them, and new ones are refused. drop(n):
+    whether the n-th answer is lost, and its connection with it.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -137,6 +141,7 @@ class Pipe:
         self.answers = 0
         self.dropped = 0
         self.open = True
+        self.shut = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -164,6 +169,9 @@ class Pipe:
                 self.passed += len(data)
                 if self.cut_after is not None and self.passed >= self.cut_after:
                     self.cut_after = None
+                    if self.shut:
+                        self.open = False
+                        self.cut()
                     break
                 if up and len(data) > 0:
                     state["asked"] = True

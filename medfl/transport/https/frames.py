@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from google.protobuf.message import DecodeError
 
 from medfl.transport.mail import MAX_FRAME, ProtocolError
+from medfl.transport.parcels import encoded
 from medfl.transport.protocol.medfl_pb2 import Frame
 from medfl.update.wire import Buffer
 
@@ -37,6 +38,7 @@ SILENCE = 45.0
 """Seconds after which a line that nothing is heard of is dead."""
 
 _WINDOW = 2 * BATCH
+_GATHER = 0.005
 _LENGTH = struct.Struct(">I")
 
 
@@ -78,7 +80,7 @@ class Window:
         """Number frames as they come; waits while many bytes are kept. Returns when there are no more, or on
         `close`."""
         for frame in frames:
-            data = frame.SerializeToString()
+            data = encoded(frame)
             with self._changed:
                 self._changed.wait_for(lambda: self._bytes < _WINDOW or self._closed)
                 if self._closed:
@@ -101,7 +103,9 @@ class Window:
                 self._bytes -= len(self._frames.popleft())
                 self._gone += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._frames or self.drained, seconds)
+            if self._changed.wait_for(lambda: self._frames or self.drained, seconds):
+                # where there is one piece there are more: few large bodies are faster than many small ones
+                self._changed.wait_for(lambda: self._bytes >= BATCH or self._over or self._closed, _GATHER)
             found, size = list[bytes](), 0
             # while this waited, a later request may have said that more arrived
             for frame in self._frames if self._gone == after else ():

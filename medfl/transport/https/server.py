@@ -96,7 +96,7 @@ class HttpsServer(Service):
         for held in lines:
             held.line.end()
         end = time.monotonic() + 1.0
-        while time.monotonic() < end and not all(held.window.offered for held in lines):
+        while time.monotonic() < end and not all(held.window.offered or not held.connections for held in lines):
             time.sleep(0.02)
         if self._listener is not None:
             self._listener.stop()
