@@ -146,6 +146,11 @@ class Answering(ABC):
         if self._line is not None:
             self._line.hurry()
 
+    def call_again(self) -> None:
+        """End this line, so that the next one shows a renewed certificate."""
+        if self._line is not None:
+            self._line.end()
+
     def unwanted(self, id_: str) -> bool:
         """Whether nobody waits for the answer to this request any more."""
         return self.stop.is_set() or id_ in self._unwanted

@@ -96,11 +96,12 @@ class SiteService:
         return Address(join_address(host, self._https_port or port or 0), found.ca, found.key, found.certificate)
 
     def _keep_certificate(self) -> None:
-        """Renew the certificate in good time; the line goes on, and the next one uses it."""
+        """Renew the certificate in good time, and call again with it: a line lasts no longer than its certificate."""
         while True:
             if self._credentials.renewal_due(datetime.now(UTC)):
                 try:
                     self._credentials = self._renewed()
+                    self.agent.call_again()
                 except MedflError as error:
                     log.warning("the certificate could not be renewed, and will be tried again: %s", error)
             if self.agent.stop.wait(_RENEWAL_LOOK):
