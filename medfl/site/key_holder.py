@@ -20,7 +20,7 @@ from medfl.update.wire import Buffer, parts
 
 class KeyHolder(Answering):
     def __init__(self, folder: Path, name: str, identity: Identity) -> None:
-        audit = AuditLog.open(folder / "audit.log", f"key holder {name}")
+        audit = AuditLog.open(folder / "audit.log", f"key-holder {name}")
         super().__init__(name, folder / "work", audit)
         self._identity = identity
         self._roster = folder / "pki" / "roster.json"
