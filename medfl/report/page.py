@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from medfl.coordinator.async_rounds import asynchrony
 from medfl.coordinator.files import write_text
 from medfl.report import participation, plots, text, views
 from medfl.report.privacy import privacy_of, rounds_charged
@@ -77,6 +78,8 @@ def context(run: RunRecord, pictures: bool) -> dict[str, Any]:
         "moved": changing,
         "fixed": fixed,
         "channel": run.study["update"]["channel"]["kind"],
+        "study_step": run.study["federation"]["schedule"].get("size", 1),
+        "asynchronous": asynchrony(run.rounds).get("asynchronous"),
         "site_bytes": _site_bytes(run.rounds),
         "site_seconds": _site_seconds(run.rounds),
         "model": model_file(run.folder),

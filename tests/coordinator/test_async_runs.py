@@ -94,7 +94,7 @@ def test_a_run_says_what_arrived_and_how_old_it_was(tiny: Any, tmp_path: Path) -
     found = records(run)
     assert [record["version"] for record in found] == list(range(1, 13))
     assert all(len(record["arrivals"]) == 1 for record in found)
-    cases = {site: own["cases"]["train"] for site, own in summary["data"].items()}
+    cases = {site: summary["data"][site]["cases"]["train"] for site in ("east", "south", "west")}
     assert order_of(run) == by_the_clock(cases, 12)
     for number, record in enumerate(found):
         (arrived,) = record["arrivals"]
@@ -301,3 +301,16 @@ def test_sites_are_told_their_own_count(tiny: Any, tmp_path: Path) -> None:
         simulate(tiny.inputs(*KINDS["buffered"], *QUIET), tmp_path / "run", Observer(), workers=1)
     assert all(rounds == list(range(1, len(rounds) + 1)) for rounds in seen.values())
     assert max(len(rounds) for rounds in seen.values()) <= 6
+
+
+def test_the_report_shows_staleness(tiny: Any, tmp_path: Path) -> None:
+    from medfl.report.page import write_report
+
+    summary = simulate(tiny.inputs(*KINDS["fedasync"], *QUIET), tmp_path / "run", Observer(), workers=1)
+    page = write_report(tmp_path / "run", pictures=False).read_text()
+    for site, own in summary["asynchronous"]["sites"].items():
+        cells = f'<th scope="row">{site}</th><td class="num">{own["arrivals"]}</td><td class="num">{own["used"]}</td>'
+        assert cells in page
+    assert "<h3>Staleness</h3>" in page
+    simulate(tiny.inputs("stop.rounds=1"), tmp_path / "other", Observer(), workers=1)
+    assert "Staleness" not in write_report(tmp_path / "other", pictures=False).read_text()
