@@ -18,6 +18,7 @@ from medfl.privacy.channels.base import Message
 from medfl.transport.answers import body, failure, heads_of, info_of
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
 from medfl.transport.messages import decode_reply, decode_statistics
+from medfl.transport.parcels import unload
 from medfl.transport.post import Post, Request, Ticket
 from medfl.transport.texts import plain
 from medfl.update.base import Payload
@@ -109,7 +110,7 @@ class Remote(Transport):
         heads = heads_of(header, site)
         with self._post.changed:
             member = self._members.get(site)
-            if member is None:
+            if member is None or site in self._declined:
                 return
             member.heads = heads
             member.begun, member.misses, member.pruned = True, 0, False
@@ -211,6 +212,7 @@ class Remote(Transport):
                 else:
                     self._await(ticket, end, "did not answer before the round's deadline")
                     yield self._delivery(order, ticket)
+                    unload(ticket.answer)
                     ticket.answer = None
         finally:
             self._post.drop(tickets.values(), "is not awaited any more")

@@ -1,0 +1,177 @@
+"""Sites that are lost, slow, wrong or unwilling: each is a failure with its reason, and the round goes on."""
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toys.services import Hospital, Office, reply, until
+
+from medfl.learning.messages import Beginning, SiteFailure, TrainOrder, TrainReply
+from medfl.transport.base import Delivery
+from medfl.transport.messages import encode_statistics
+from medfl.transport.remote import Patience, Remote, Terms
+from medfl.update.base import Payload
+from medfl.update.wire import parts
+
+NAMES = ("east", "north", "west")
+PATIENCE = Patience(start=10.0, lost=0.5, deadline=5.0, exchange=2.0, misses=2)
+
+
+class Federation:
+    """Three sites that joined and began; `odd` is the one that a test makes behave oddly."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.office = Office(folder)
+        self.remote = self.terms(PATIENCE)
+        self.addresses = {name: self.office.admit(name) for name in NAMES}
+        self.sites = {name: self.call(name) for name in NAMES}
+        assert [info.name for info in self.remote.open()] == list(NAMES)
+        self.remote.begin(Beginning("run1", {}))
+        self.odd = self.sites["north"]
+
+    def terms(self, patience: Patience) -> Remote:
+        terms = Terms({}, frozenset(NAMES), 3, patience)
+        return Remote(self.office.post, terms, lambda: pytest.fail("no model is needed"))
+
+    def call(self, name: str) -> Hospital:
+        return Hospital(name, self.addresses[name], self.folder / f"site-{name}").start()
+
+    def patience(self, **changed: Any) -> None:
+        self.remote._terms = replace(self.remote._terms, patience=replace(PATIENCE, **changed))
+
+    def round(self, number: int) -> dict[str, Delivery]:
+        model = Payload("fp32", 2, (b"12345678",))
+        orders = [TrainOrder(name, number, {}) for name in NAMES]
+        found = list(self.remote.train(orders, model))
+        assert [delivery.answer.site for delivery in found] == list(NAMES)
+        for name in ("east", "west"):
+            assert isinstance(found[NAMES.index(name)].answer, TrainReply), "the others are served"
+        return {delivery.answer.site: delivery for delivery in found}
+
+    def failure(self, number: int) -> SiteFailure:
+        answer = self.round(number)["north"].answer
+        assert isinstance(answer, SiteFailure)
+        assert answer.reason.isprintable() and len(answer.reason) <= 400
+        return answer
+
+    def close(self) -> None:
+        for site in self.sites.values():
+            site.end()
+        self.office.close()
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    found = Federation(tmp_path)
+    yield found
+    found.close()
+
+
+def usual(site: Hospital, odd: Any) -> Any:
+    """Odd to train requests only."""
+    return lambda header, buffers: odd(header) if header["do"] == "train" else site.usual(header, buffers)
+
+
+RUBBISH: list[tuple[Any, str]] = [
+    (lambda header: [b"rubbish"], "rubbish"),
+    (lambda header: [b""], "rubbish"),
+    (lambda header: [bytes(200_000)], "rubbish"),
+    (lambda header: reply("north", 99), "round 99"),
+    (lambda header: reply("east", header["round"]), "answered for east"),
+    (lambda header: reply("north", header["round"], cases=-1), "cases"),
+    (lambda header: reply("north", header["round"], cases=10**300), "cases"),
+    (lambda header: parts({"answer": "failure", "reason": "no GPU"}), "no GPU"),
+    (lambda header: parts({"answer": "failure", "reason": "\x1b[31m" + "x" * 100_000}), "xxx"),
+    (lambda header: parts({"answer": "failure", "reason": {"a": [1]}}), "a"),
+    (
+        lambda header: parts({"answer": "error", "faults": [["site north", "out of memory", "buy some"]]}),
+        "out of memory",
+    ),
+    (lambda header: parts({"answer": "error", "faults": [[1, 2, 3, 4], 7, None]}), "without saying why"),
+    (lambda header: parts({"answer": "error", "input": True, "faults": "x"}), "without saying why"),
+    (lambda header: parts({"answer": ["x"]}), "without saying why"),
+]
+
+
+def test_what_a_site_answers_wrongly_is_its_failure(federation: Federation) -> None:
+    federation.patience(misses=99)
+    for number, (odd, why) in enumerate(RUBBISH):
+        federation.odd.answer = usual(federation.odd, odd)
+        found = federation.failure(2 * number + 1)
+        assert why in found.reason and not found.late, number
+        federation.odd.answer = federation.odd.usual
+        assert isinstance(federation.round(2 * number + 2)["north"].answer, TrainReply), "the next round is its own"
+    assert federation.odd.called == 1
+
+
+def test_a_site_that_does_not_answer_is_late_and_its_late_answer_is_not_taken(federation: Federation) -> None:
+    federation.patience(deadline=0.5)
+    release = threading.Event()
+    federation.odd.answer = usual(
+        federation.odd, lambda header: release.wait(10) and reply("north", header["round"], b"late")
+    )
+    assert federation.failure(1).late
+    release.set()
+    federation.odd.answer = federation.odd.usual
+    until(lambda: isinstance(federation.round(2)["north"].answer, TrainReply), 5.0)
+
+
+def test_a_lost_site_is_dropped_pruned_and_let_in_again(federation: Federation) -> None:
+    federation.odd.answer = usual(federation.odd, lambda header: None)
+    gone = threading.Timer(0.3, federation.odd.stop.set)
+    gone.start()
+    assert "was lost" in federation.failure(1).reason
+    until(lambda: (federation.office.post.away("north") or 0) > 0.5)
+    assert "away" in federation.failure(2).reason
+    assert federation.office.state("north") == "pruned"
+    assert "has not come back" in federation.failure(3).reason
+    federation.odd.end()
+    federation.sites["north"] = federation.call("north")
+    until(lambda: federation.office.state("north") == "ready")
+    assert isinstance(federation.round(4)["north"].answer, TrainReply)
+
+
+def test_a_site_that_joins_with_rubbish_takes_no_part(federation: Federation) -> None:
+    federation.odd.end()
+    site = Hospital("north", federation.addresses["north"], federation.folder / "again")
+    site.answer = lambda header, buffers: parts({"answer": "open", "info": {"name": "north", "cases": {"train": -1}}})
+    federation.sites["north"] = site.start()
+    until(lambda: federation.office.state("north") == "rejected")
+    assert federation.failure(1).reason and site.called == 1
+
+
+@pytest.mark.parametrize(
+    "heads", [[], "x", {"north": 7}, {"north": {"head": 1}}, {"north": {"head": "", "kept": "x" * 1000}}]
+)
+def test_a_site_that_begins_with_rubbish_takes_no_part(heads: Any, federation: Federation) -> None:
+    federation.odd.end()
+    site = Hospital("north", federation.addresses["north"], federation.folder / "again")
+    site.answer = lambda header, buffers: (
+        parts({"answer": "begun", "heads": heads}) if header["do"] == "begin" else site.usual(header, buffers)
+    )
+    federation.sites["north"] = site.start()
+    until(lambda: federation.office.state("north") in ("rejected", "ready") and site.came[-1:] == ["begin"])
+    federation.round(1) if isinstance(heads, (list, str)) else federation.failure(1)
+    assert site.called == 1
+
+
+def test_statistics_that_are_rubbish_are_left_out(federation: Federation) -> None:
+    good = parts({"answer": "statistics"}, [encode_statistics({"loss": np.array([1.0, 2.0])})])
+    for site in federation.sites.values():
+        site.answer = lambda header, buffers: good
+    for odd in (
+        [b"x"],
+        parts({"answer": "statistics"}),
+        parts({"answer": "statistics"}, [b"x"]),
+        parts({"answer": "error"}),
+    ):
+        federation.odd.answer = lambda header, buffers, odd=odd: odd  # type: ignore[misc]
+        model = Payload("fp32", 2, (os.urandom(8),))
+        found = list(federation.remote.evaluate([(name, "val") for name in NAMES], model))
+        assert [evaluation.site for evaluation in found] == ["east", "west"]
