@@ -18,15 +18,17 @@ from medfl.update.base import Update
 from medfl.update.vector import FloatVector
 
 
-def replay_run(run: Path) -> FloatVector:
+def replay_run(run: Path, inputs: RunInputs | None = None) -> FloatVector:
     """The global vector [size] that the recorded arrivals of a run folder give, from the images and the seed.
+
+    inputs: where the images are; the run's own where they say so, as those of a simulation do.
 
     InputError when the folder holds no asynchronous run. RunError when a site's update differs from the one that was
     recorded (its SHA-256 is compared), or anything that follows from it.
     """
     from medfl.transport.in_process import InProcess
 
-    inputs = inputs_of(run)
+    inputs = inputs or inputs_of(run)
     journal = Journal.open(journal_in(run) or run / "journal.db", read_only=True)
     try:
         records, name = list(journal.rounds()), str(journal.fact("run"))
