@@ -5,6 +5,7 @@
 # make flower-env an environment with Flower in .venv-flower, for its tests
 # make lint       style, types and the direction of imports
 # make bench      measure speed
+# make protocol   generate the messages of coordinator and site anew from medfl.proto
 # make docs       build the documentation into site/
 # make clean      remove what the targets above made, except finished runs
 #
@@ -17,6 +18,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 FLOWER := .venv-flower
 DEMO := runs/demo
 
+# tests are single-threaded: two files at a time
+PARALLEL ?= -n 2 --dist loadfile
+
 # nothing is written to the home folder; files that can be made again lie beside the runs
 export MEDFL_CACHE ?= $(CURDIR)/runs/.cache
 export MPLCONFIGDIR ?= $(CURDIR)/runs/.cache/matplotlib
@@ -24,7 +28,7 @@ export MPLCONFIGDIR ?= $(CURDIR)/runs/.cache/matplotlib
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup flower-env demo test test-slow lint bench docs clean
+.PHONY: help setup flower-env demo test test-slow lint bench protocol docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -58,13 +62,13 @@ demo: setup
 
 test: export OMP_NUM_THREADS = 1
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
 	@# without Flower its tests skip and say so
 	-$(MAKE) flower-env
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 lint: setup
 	$(BIN)/ruff check .
@@ -76,6 +80,16 @@ lint: setup
 bench: export OMP_NUM_THREADS = 1
 bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -o addopts="--import-mode=importlib" --benchmark-only
+
+# the compiler's version decides which protobuf can read its output: 1.76 writes for 6.31 and later
+PROTOCOL := medfl/transport/protocol
+protocol:
+	rm -rf build/protocol-env
+	$(PYTHON) -m venv build/protocol-env
+	build/protocol-env/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.76.0
+	build/protocol-env/bin/python -m grpc_tools.protoc -I $(PROTOCOL) \
+		--python_out=$(PROTOCOL) --pyi_out=$(PROTOCOL) $(PROTOCOL)/medfl.proto
+	rm -rf build/protocol-env
 
 docs: $(VENV)/.docs-installed
 	$(BIN)/mkdocs build --strict
