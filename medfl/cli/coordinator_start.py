@@ -1,7 +1,9 @@
 """`medfl coordinator start`: the service of the study lead."""
 
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +11,15 @@ import typer
 
 from medfl.cli.extras import needing
 from medfl.cli.health import HealthPort, answering_health
-from medfl.cli.logs import LogFormat, set_up_logs
+from medfl.cli.logs import LogFormat, logs
 from medfl.cli.output import Json, console, print_json
 from medfl.cli.passphrase import PassphraseFile, asking
 from medfl.cli.simulate import print_summary, write_reports
 
 if TYPE_CHECKING:
     from medfl.coordinator.observer import Observer
+    from medfl.coordinator.service import CoordinatorService
+    from medfl.coordinator.settings import CoordinatorHome
 
 
 def start(
@@ -43,64 +47,94 @@ def start(
 ) -> None:
     """Listen for sites and run the study, or go on with it: after a crash the same command continues the same round.
 
+    Ctrl-C ends the run with the model as it is; SIGTERM, as systemd sends it, leaves it for the next start.
+
     Example: medfl coordinator start coordinator --dashboard
     """
-    from medfl.coordinator.observer import Observers
-    from medfl.coordinator.settings import CoordinatorHome
-    from medfl.coordinator.status import StatusFile
+    signal.signal(signal.SIGTERM, _stop)
+    with logs(log) as say:
+        with needing("grpc"):
+            from medfl.coordinator.service import CoordinatorService
+        from medfl.coordinator.settings import CoordinatorHome
 
-    with needing("grpc"):
-        from medfl.coordinator.service import CoordinatorService
-
-    set_up_logs(log)
-    home = CoordinatorHome.open(folder)
-    observers, pages = _observers(home, dashboard, dashboard_port, metrics_port)
-    told, probe = StatusFile(home.folder / "status.json"), ExitStack()
-    service = CoordinatorService(folder, Observers([*observers, told]), asking(passphrase_file))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        service.open()
-        probe.enter_context(answering_health(health, lambda: True))
-        told.start()
-        text = f"coordinator {home.settings.name}: sites call at port {service.port}, enrol at {service.enrol_port}"
-        if service.https_port:
-            text += f", call by HTTPS at {service.https_port}"
-        console.print(text, markup=False, highlight=False)
-        summary = service.run(minimum, float("inf") if wait is None else wait)
-    finally:
-        probe.close()
-        service.close()
-        told.stop()
-        for page in pages:
-            page.stop()
-    write_reports(home.run)
+        home = CoordinatorHome.open(folder)
+        with ExitStack() as ends:
+            observers = [_progress(home, log)]
+            if dashboard:
+                observers.append(_page(home, dashboard_port, say if log == "text" else None, ends))
+            if metrics_port is not None:
+                observers.append(_metrics(home, metrics_port, ends))
+            make = partial(CoordinatorService, folder, ask=asking(passphrase_file))
+            summary = _serve(make, observers, home.folder / "status.json", (minimum, wait), health, say)
+        write_reports(home.run)
     if json:
         print_json({"run": str(home.run), **summary})
     else:
         print_summary(home.run, summary)
 
 
-def _observers(home: Any, dashboard: bool, port: int, metrics: int | None) -> "tuple[list[Observer], list[Any]]":
-    from medfl.cli.progress import make_progress
+def _serve(
+    make: "Callable[[Observer], CoordinatorService]",
+    observers: "list[Observer]",
+    path: Path,
+    beginning: tuple[int | None, float | None],
+    health: str | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Listen, and see the run to its end; the summary. path: of the status file; beginning: minimum of sites, and how
+    long to wait for them."""
+    from medfl.coordinator.observer import Observers
+    from medfl.coordinator.status import StatusFile
+
+    told = StatusFile(path)
+    service = make(Observers([*observers, told]))
+    minimum, wait = beginning
+    try:
+        service.open()
+        told.start()
+        text = f"coordinator {service.home.settings.name}: sites call at port {service.port}"
+        text += f", by HTTPS at {service.https_port}" if service.https_port else ""
+        say(f"{text}, enrol at {service.enrol_port}")
+        with answering_health(health, lambda: True):
+            return service.run(minimum, float("inf") if wait is None else wait)
+    finally:
+        service.close()
+        told.stop()
+
+
+def _stop(number: int, _: object) -> None:
+    """Leave the run as it is, for the next start to go on with; Ctrl-C ends it."""
+    raise SystemExit(128 + number)
+
+
+def _progress(home: "CoordinatorHome", log: str) -> "Observer":
+    from medfl.cli.progress import LogProgress, make_progress
     from medfl.study.build import build_task
 
     primary = build_task(home.study()).primary
-    observers: list[Observer] = [make_progress(console, primary)]
-    pages: list[Any] = []
-    if dashboard:
-        from medfl.coordinator.journal import journal_in
-        from medfl.report.dashboard.server import serve
-        from medfl.report.dashboard.state import LiveState
+    return LogProgress(console, primary) if log == "json" else make_progress(console, primary)
 
-        state = LiveState.from_run(home.run) if journal_in(home.run) else LiveState(home.study())
-        page = serve(state, port=port)
-        console.print(f"page: {page.url}", markup=False, highlight=False, soft_wrap=True)
-        observers.append(state)
-        pages.append(page)
-    if metrics is not None:
-        from medfl.report.metrics import MetricsObserver, serve_metrics
 
-        watch = MetricsObserver(home.study())
-        pages.append(serve_metrics(watch, metrics))
-        observers.append(watch)
-    return observers, pages
+def _page(home: "CoordinatorHome", port: int, say: Callable[[str], None] | None, ends: ExitStack) -> "Observer":
+    """The page. Its address has a token, which is in no log: without `say` it is written to DIR/page.url."""
+    from medfl.audit.file import rewrite
+    from medfl.coordinator.journal import journal_in
+    from medfl.report.dashboard.server import serve
+    from medfl.report.dashboard.state import LiveState
+
+    state = LiveState.from_run(home.run) if journal_in(home.run) else LiveState(home.study())
+    page = serve(state, port=port)
+    ends.callback(page.stop)
+    if say is not None:
+        say(f"page: {page.url}")
+    else:
+        rewrite(home.folder / "page.url", f"{page.url}\n".encode())
+    return state
+
+
+def _metrics(home: "CoordinatorHome", port: int, ends: ExitStack) -> "Observer":
+    from medfl.report.metrics import MetricsObserver, serve_metrics
+
+    watch = MetricsObserver(home.study())
+    ends.callback(serve_metrics(watch, port).stop)
+    return watch

@@ -64,12 +64,14 @@ def _print_sites(sites: "tuple[SiteLine, ...]") -> None:
     if not sites:
         _say("nobody was invited yet: medfl coordinator invite DIR SITE")
         return
-    table = Table("name", "role", "register", "now", "last round", "admitted", "not admitted")
+    table = Table("name", "role", "register", "now", "last round", "admitted", "missed")
     for site in sites:
-        now = f"{site.now}: {site.detail}" if site.detail else site.now
-        last, refused = str(site.last_round or "-"), str(site.missed) if site.missed else "-"
-        table.add_row(*map(_plain, (site.name, site.role, site.register, now, last, str(site.admitted), refused)))
+        rounds = site.last_round or "-", site.admitted, site.missed
+        table.add_row(*map(_plain, (site.name, site.role, site.register, site.now, *rounds)))
     result().print(table)
+    for site in sites:
+        if site.detail:
+            _say(f"{site.name}: {site.now}: {site.detail}")
 
 
 def _plain(text: Any) -> str:

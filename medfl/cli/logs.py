@@ -5,11 +5,18 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Annotated
 
 import typer
+
+from medfl.cli.output import console
+from medfl.errors import MedflError
+
+_log = logging.getLogger("medfl.service")
 
 LogFormat = Annotated[str, typer.Option("--log", help="text, or json for one object a line.", metavar="FORMAT")]
 
@@ -47,11 +54,28 @@ class JsonLines(_Discreet):
         return json.dumps(line)
 
 
-def set_up_logs(form: str) -> None:
-    """Send medfl's logs to stderr; BadParameter for an unknown form."""
+@contextmanager
+def logs(form: str) -> Iterator[Callable[[str], None]]:
+    """Send medfl's logs to stderr within the block; BadParameter for an unknown form. Yields what notes for the
+    operator are said with. With json, faults that end the service are lines of the log, too."""
     if form not in ("text", "json"):
         raise typer.BadParameter("is text or json", param_hint="--log")
+    as_json, top = form == "json", logging.getLogger("medfl")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
-    logging.getLogger("medfl").addHandler(handler)
-    logging.getLogger("medfl").setLevel(logging.INFO)
+    handler.setFormatter(JsonLines() if as_json else TextLines())
+    top.addHandler(handler)
+    top.setLevel(logging.INFO)
+    try:
+        yield _log.info if as_json else _print
+    except MedflError as error:
+        if not as_json:
+            raise
+        for fault in error.faults:
+            _log.error(str(fault))
+        raise typer.Exit(error.exit_code) from error
+    finally:
+        top.removeHandler(handler)
+
+
+def _print(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

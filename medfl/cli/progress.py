@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: live bars on a terminal, plain lines elsewhere. Both on stderr."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from rich.text import Text
 from medfl.coordinator.observer import Observer
 from medfl.federation.round import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
+
+_log = logging.getLogger("medfl.progress")
 
 _KEPT_ROWS = 8
 # states that come and go in every round
@@ -52,6 +55,13 @@ class PlainProgress(Observer):
 
     def _line(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
+
+
+class LogProgress(PlainProgress):
+    """The plain lines, as lines of the log."""
+
+    def _line(self, text: str) -> None:
+        _log.info("%s", text)
 
 
 class LiveProgress(PlainProgress):

@@ -8,8 +8,7 @@ import typer
 
 from medfl.cli.extras import needing
 from medfl.cli.health import HealthPort, answering_health
-from medfl.cli.logs import LogFormat, set_up_logs
-from medfl.cli.output import console
+from medfl.cli.logs import LogFormat, logs
 from medfl.cli.passphrase import PassphraseFile, asking
 from medfl.transport.https import Fallback
 
@@ -39,16 +38,15 @@ def start(
 
     Example: medfl site start --home /srv/medfl
     """
-    set_up_logs(log)
-    with needing("grpc"):
-        make = _service(flower)
-    service = make(home, asking(passphrase_file), fallback, https_port)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: service.stop())
-    what = "waiting for Flower" if flower else "calling its coordinator"
-    console.print(f"{service.agent.name}: {what}", markup=False, highlight=False)
-    with answering_health(health, lambda: service.agent.connected):
-        service.run()
+    with logs(log) as say:
+        with needing("grpc"):
+            make = _service(flower)
+        service = make(home, asking(passphrase_file), fallback, https_port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop())
+        say(f"{service.agent.name}: {'waiting for Flower' if flower else 'calling its coordinator'}")
+        with answering_health(health, lambda: service.agent.connected):
+            service.run()
 
 
 def _service(flower: bool) -> "type[SiteService]":
