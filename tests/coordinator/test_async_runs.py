@@ -280,10 +280,10 @@ def test_an_operator_may_stop_and_go_on(tiny: Any, tmp_path: Path) -> None:
 
     whole, run = tmp_path / "whole", tmp_path / "run"
     inputs = tiny.inputs(*KINDS["fedasync"], *QUIET)
-    simulate(inputs, whole, Observer(), workers=2)
+    simulate(inputs, whole, Observer(), workers=1)
     summary = simulate(inputs, run, Stop(), workers=2)
     assert (summary["stopped_by"], summary["rounds_completed"]) == ("operator", 2)
-    simulate(inputs_of(run), run, Observer(), workers=2, resume=True)
+    simulate(inputs_of(run), run, Observer(), workers=1, resume=True)
     assert model_bytes(whole) == model_bytes(run)
 
 
