@@ -2,6 +2,7 @@
 screens."""
 
 import json
+import logging
 import math
 import secrets
 import shutil
@@ -37,11 +38,13 @@ from medfl.study.build import (
     build_task,
 )
 from medfl.study.sources import Assignment, RunInputs, assign_cases
-from medfl.tasks.base import Metric, add
+from medfl.tasks.base import Metric, add, fits
 from medfl.transport.base import Transport
 from medfl.transport.engines import Engine, make_transport
 from medfl.update.base import Payload, Update
 from medfl.update.vector import FloatVector, Layout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -299,6 +302,9 @@ class Runner:
         requests = [(site, split) for site in holding]
         there, own = [], {site for site, _ in requests if site not in self._opened.unseen}
         for found in self._transport.evaluate(requests, self._coded(self._federation.model)):
+            if not fits(found.statistics, self._task.empty()):
+                log.warning("site %s sent statistics that are none of the task, and is left out", found.site)
+                continue
             self._observer.evaluating(split, found.site)
             traffic["evaluation_up_bytes"] = traffic.get("evaluation_up_bytes", 0) + found.up_bytes
             traffic["evaluation_down_bytes"] = traffic.get("evaluation_down_bytes", 0) + found.down_bytes
@@ -325,8 +331,8 @@ class Runner:
         if public is None:
             raise StudyError.at("evaluation.public", "is not set", "name the site whose images are public")
         found = next(iter(self._transport.evaluate([(public, "val")], self._coded(model))), None)
-        if found is None:
-            raise RunError.at(f"site {public}", "holds the public images and is away: nothing can be validated")
+        if found is None or not fits(found.statistics, self._task.empty()):
+            raise RunError.at(f"site {public}", "holds the public images and did not validate the update")
         metrics: list[Metric] = self._task.metrics(found.statistics)
         return {metric.name: metric.value for metric in metrics if not metric.class_name}
 

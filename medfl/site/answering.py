@@ -133,7 +133,10 @@ class Answering(ABC):
             log.info("%s%s", state, f": {detail}" if detail else "")
         self.state = state, detail
         told = {"at": timestamp(), "state": state, "detail": detail, "session": self.session}
-        write_json(self._status, told | {"coordinator": self.coordinator} | self.about())
+        try:
+            write_json(self._status, told | {"coordinator": self.coordinator} | self.about())
+        except OSError as error:
+            log.error("%s cannot be written, and is out of date: %s", self._status, error)
         self.hurry()
 
     @property
@@ -184,12 +187,10 @@ class Answering(ABC):
         except MedflError as error:
             log.warning("%s", error)
             answer = parts(error_json(error))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            log.exception("request %s", id_)
-            what = f"a request could not be read: {type(error).__name__}"
-            answer = parts(error_json(RunError.at(f"site {self.name}", what, "use one version of medfl")))
-        except (OSError, MemoryError, RuntimeError) as error:
+        except Exception as error:
+            # whatever a request sets off, the site is there for the next one
             log.exception("request %s", id_)
             what = f"could not answer: {type(error).__name__}"
-            answer = parts(error_json(RunError.at(f"site {self.name}", what, "its steward finds more in its log")))
+            remedy = "its steward finds more in its log; use one version of medfl"
+            answer = parts(error_json(RunError.at(f"site {self.name}", what, remedy)))
         self.box.send(Outgoing(id_, answer))

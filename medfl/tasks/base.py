@@ -119,6 +119,14 @@ class Task(Plugin[TaskConfig], ABC):
         the slice that shows most. Uses matplotlib."""
 
 
+def fits(part: Statistics, empty: Statistics) -> bool:
+    """Whether statistics that somebody sent are a task's: `empty`'s names and shapes, and finite counts."""
+    return part.keys() == empty.keys() and all(
+        values.shape == empty[name].shape and bool(np.isfinite(values).all()) and bool((values >= 0).all())
+        for name, values in part.items()
+    )
+
+
 def add(total: Statistics, part: Statistics) -> None:
     """Add `part` to `total` in place; KeyError or ValueError when they are not of the same task."""
     if total.keys() != part.keys():
