@@ -24,7 +24,8 @@ def model(run: Path) -> bytes:
 
 def test_ray_gives_the_model_of_one_process(tiny: Any, tmp_path: Path) -> None:
     class Steps(Observer):
-        seen: set[str] = set()
+        def __init__(self) -> None:
+            self.seen: set[str] = set()
 
         def local_progress(self, site: str, done: int, steps: int) -> None:
             self.seen.add(site)
