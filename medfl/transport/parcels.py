@@ -47,18 +47,19 @@ def _varint(number: int) -> bytes:
 
 
 class Outgoing:
-    """A message on its way out. The pieces are not copied: they must not change while it is sent."""
+    """A message on its way out. The pieces are not copied: they must not change while it is sent. crc32: where the
+    caller knows it."""
 
-    def __init__(self, id_: str, pieces: Sequence[Buffer]) -> None:
+    def __init__(self, id_: str, pieces: Sequence[Buffer], crc32: int | None = None) -> None:
         self.id = id_
         self._pieces = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
         self._ends = list(accumulate(len(piece) for piece in self._pieces))
         self.size = self._ends[-1] if self._ends else 0
         self.sent = 0
         checksum = 0
-        for piece in self._pieces:
+        for piece in self._pieces if crc32 is None else ():
             checksum = zlib.crc32(piece, checksum)
-        self.crc32 = checksum
+        self.crc32 = checksum if crc32 is None else crc32
 
     def open(self, inline: int = INLINE) -> Frame:
         """The announcement; with the message itself when it has at most `inline` bytes."""

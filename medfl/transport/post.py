@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from medfl.transport.checksums import Bulk, crc32_of
 from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
 from medfl.transport.peers import AdmissionError, Peer
 from medfl.transport.protocol.medfl_pb2 import Beat, Frame, Welcome
@@ -33,14 +34,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What a site is asked: pieces in the format of `medfl.update.wire`."""
+    """What a site is asked: pieces in the format of `medfl.update.wire`. bulk: of all pieces but the first."""
 
     kind: str
     pieces: Sequence[Buffer]
+    bulk: Bulk
 
     @classmethod
-    def of(cls, kind: str, header: Mapping[str, Any], buffers: Sequence[Buffer] = ()) -> "Request":
-        return cls(kind, parts({"do": kind, **header}, buffers))
+    def of(
+        cls, kind: str, header: Mapping[str, Any], buffers: Sequence[Buffer] = (), bulk: Bulk | None = None
+    ) -> "Request":
+        """bulk: of the buffers, where other requests have the same."""
+        return cls(kind, parts({"do": kind, **header}, buffers), bulk or Bulk.of(buffers))
+
+    @property
+    def id(self) -> str:
+        """The same for the same request."""
+        digest = sha256(self.pieces[0])
+        digest.update(self.bulk.digest)
+        return f"{self.kind}-{digest.hexdigest()[:40]}"
+
+    def message(self, id_: str) -> Outgoing:
+        return Outgoing(id_, self.pieces, crc32_of(self.pieces[0], self.bulk))
 
 
 @dataclass
@@ -178,7 +193,7 @@ class Post:
         # every process is greeted, so its session is a part of the id
         ticket = Ticket(desk.peer.name, f"{request.kind}-{desk.session[:16]}-{number}", request)
         desk.greetings[ticket.id] = ticket
-        desk.box.send(Outgoing(ticket.id, request.pieces))
+        desk.box.send(request.message(ticket.id))
 
     def greet(self, request: Request) -> None:
         """Add to what every process of every site is asked first, and ask those that are there."""
@@ -281,17 +296,9 @@ class Post:
         desk.box.forget(ticket.id)
         self.changed.notify_all()
 
-    def post(
-        self, site: str, request: Request, progress: Callable[[str, int, int], None] | None = None, bulk: bytes = b""
-    ) -> Ticket:
-        """Ask a site. bulk: a digest of the buffers, where the caller has it: only the header is then hashed."""
-        digest = sha256(request.pieces[0])
-        if bulk:
-            digest.update(bulk)
-        else:
-            for piece in request.pieces[1:]:
-                digest.update(piece)
-        ticket = Ticket(site, f"{request.kind}-{digest.hexdigest()[:40]}", request, progress=progress)
+    def post(self, site: str, request: Request, progress: Callable[[str, int, int], None] | None = None) -> Ticket:
+        """Ask a site."""
+        ticket = Ticket(site, request.id, request, progress=progress)
         with self.changed:
             desk = self._desks.get(site)
             if desk is None:
@@ -309,7 +316,7 @@ class Post:
             return
         if ticket._outgoing is not None:
             ticket.down_bytes += ticket._outgoing.sent
-        ticket._outgoing = Outgoing(ticket.id, ticket.request.pieces)
+        ticket._outgoing = ticket.request.message(ticket.id)
         desk.box.send(ticket._outgoing)
 
     def drop(self, tickets: Iterable[Ticket], reason: str) -> None:

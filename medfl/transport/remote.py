@@ -17,6 +17,7 @@ from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInf
 from medfl.privacy.channels.base import Message
 from medfl.transport.answers import body, failure, heads_of, info_of
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
+from medfl.transport.checksums import Bulk
 from medfl.transport.messages import decode_reply, decode_statistics
 from medfl.transport.parcels import unload
 from medfl.transport.post import Post, Request, Ticket
@@ -197,12 +198,12 @@ class Remote(Transport):
     ) -> Generator[Delivery, None, None]:
         self._post.largest = max(self._post.largest, 16 * model.size + _ROOM)
         end = time.monotonic() + self._terms.patience.deadline
-        digest = _digest(model)
+        bulk = Bulk.of(model.buffers)
         tickets: dict[str, Ticket] = {}
         for order in orders:
             if self._excuse(order.site) == "":
-                request = Request.of("train", {**asdict(order), "model": model.header()}, model.buffers)
-                tickets[order.site] = self._post.post(order.site, request, progress, digest)
+                request = Request.of("train", {**asdict(order), "model": model.header()}, model.buffers, bulk)
+                tickets[order.site] = self._post.post(order.site, request, progress)
         self._post.sweep()
         try:
             for order in orders:
@@ -225,7 +226,7 @@ class Remote(Transport):
         ticket = None
         if self._excuse(order.site) == "":
             request = Request.of("train", {**asdict(order), "model": model.header()}, model.buffers)
-            ticket = self._post.post(order.site, request, progress, _digest(model))
+            ticket = self._post.post(order.site, request, progress)
         self._submitted[order.site] = order, ticket, time.monotonic() + self._terms.patience.deadline
 
     def arrival(self, timeout: float) -> Delivery | None:
@@ -347,12 +348,12 @@ class Remote(Transport):
     def evaluate(self, requests: Sequence[tuple[str, str]], model: Payload) -> Iterator[Evaluation]:
         end = time.monotonic() + self._terms.patience.deadline
         self._post.largest = max(self._post.largest, _ROOM)
-        digest, asked = _digest(model), list[tuple[str, Ticket]]()
+        bulk, asked = Bulk.of(model.buffers), list[tuple[str, Ticket]]()
         for site, split in requests:
             if self._excuse(site) == "":
                 header = {"site": site, "split": split, "model": model.header()}
-                request = Request.of("evaluate", header, model.buffers)
-                asked.append((split, self._post.post(site, request, None, digest)))
+                request = Request.of("evaluate", header, model.buffers, bulk)
+                asked.append((split, self._post.post(site, request)))
         try:
             for split, ticket in asked:
                 self._await(ticket, end, "did not evaluate in time")
@@ -370,10 +371,3 @@ class Remote(Transport):
 
     def close(self) -> None:
         """Lines stay open: whoever opened the post closes it."""
-
-
-def _digest(model: Payload) -> bytes:
-    digest = sha256()
-    for buffer in model.buffers:
-        digest.update(buffer)
-    return digest.digest()
