@@ -197,6 +197,9 @@ def withdraw(
         _say(f"whether this site has images of them could not be seen: {found.problem}", "bold red")
     for patient in found.unknown:
         _say(f"{patient} is in no data set and no run that this site knows; kept all the same")
+    for patient in found.patients:
+        if patient not in found.parts and patient not in found.unknown:
+            _say(f"{patient}: no run was trained on images of this patient")
     for patient, parts in found.parts.items():
         for part in parts:
             rounds = ", ".join(map(str, part.rounds)) or "none finished"

@@ -3,6 +3,7 @@ what names one stays in the site's own files, and so messages of foreign excepti
 
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -60,6 +61,8 @@ def logs(form: str) -> Iterator[Callable[[str], None]]:
     operator are said with. With json, faults that end the service are lines of the log, too."""
     if form not in ("text", "json"):
         raise typer.BadParameter("is text or json", param_hint="--log")
+    # gRPC's own library writes lines of another form; what they tell of is in medfl's
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     as_json, top = form == "json", logging.getLogger("medfl")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else TextLines())

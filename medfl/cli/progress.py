@@ -33,6 +33,7 @@ class PlainProgress(Observer):
         self._console = console
         self._primary = primary
         self._rounds = 0
+        self._over = False
 
     def opened(self, sites: Sequence[SiteInfo], rounds: int, done: int) -> None:
         self._rounds = rounds
@@ -44,13 +45,15 @@ class PlainProgress(Observer):
             self._line(f"resuming after round {done} of {rounds}")
 
     def presence(self, site: str, state: str, detail: str = "") -> None:
-        if state not in _QUIET:
+        # at the end all lines end
+        if state not in _QUIET and not (self._over and state == "lost"):
             self._line(f"site {site}: {state}{': ' if detail else ''}{detail}")
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         self._line("  ".join(cell for cell in _cells(record, self._primary, self._rounds) if cell))
 
     def ended(self, summary: Mapping[str, Any]) -> None:
+        self._over = True
         self._line(_ending(summary))
 
     def _line(self, text: str) -> None:

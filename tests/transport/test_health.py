@@ -10,8 +10,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from toys.federations import free_port, until
 
+from medfl.cli.health import health_address
 from medfl.errors import InputError, RunError
-from medfl.transport.grpc.health import HealthServer, check, health_address
+from medfl.transport.grpc.health import HealthServer, check
 
 
 def test_says_what_is_so_now() -> None:
@@ -61,7 +62,7 @@ def test_loopback_unless_a_host_is_named(text: str, address: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "host", "70000", "127.0.0.1", "a b:3", "-1", "host:0x50"])
 def test_anything_else_is_no_address(text: str) -> None:
-    with pytest.raises(InputError, match="--health"):
+    with pytest.raises(InputError, match="health port"):
         health_address(text)
 
 

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from medfl.errors import InputError, RunError
-from medfl.transport.invitation import join_address, split_address
+from medfl.errors import RunError
 
 _LOOK = 0.25
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -54,17 +53,6 @@ class HealthServer:
             if now != last:
                 self._servicer.set("", _SERVING if now else _NOT_SERVING)
                 last = now
-
-
-def health_address(text: str) -> str:
-    """host:port of `[HOST:]PORT`, on the loopback interface unless a host is named; InputError when it is none."""
-    try:
-        host, port = ("127.0.0.1", int(text)) if text.isascii() and text.isdigit() else split_address(text)
-    except ValueError as error:
-        raise InputError.at(f"--health {text}", str(error), "give a port, or HOST:PORT") from error
-    if port is None or port >= 2**16:
-        raise InputError.at(f"--health {text}", "is not a port", "give a port, or HOST:PORT")
-    return join_address(host, port)
 
 
 def check(address: str, seconds: float = 5.0) -> str:
