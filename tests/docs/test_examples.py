@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from medfl.cli.main import app
+from medfl.coordinator.settings import CoordinatorSettings
 from medfl.errors import StudyError
 from medfl.study.load import load_site_file, load_study
 
@@ -117,6 +118,9 @@ def test_studies_of_commands_load(line: str) -> None:
 def test_yaml_is_a_study_or_a_site(shown: Block, tmp_path: Path) -> None:
     path = tmp_path / "shown.yaml"
     content = yaml.safe_load(shown.text)
+    if shown.title == "coordinator.yaml":
+        CoordinatorSettings.model_validate({"name": "lead", "addresses": ["fl.example.org"], **content})
+        return
     if shown.title == "part of a study":
         task = content.get("task", {"kind": "classification"})["kind"]
         whole = {"classification": "pneumonia", "detection": "lesion", "segmentation": "segmentation"}[task]
