@@ -61,7 +61,7 @@ def start(
         with ExitStack() as ends:
             observers = [_progress(home, log)]
             if dashboard:
-                observers.append(_page(home, dashboard_port, say if log == "text" else None, ends))
+                observers.append(_page(home, dashboard_port, log, say, ends))
             if metrics_port is not None:
                 observers.append(_metrics(home, metrics_port, ends))
             make = partial(CoordinatorService, folder, ask=asking(passphrase_file))
@@ -115,8 +115,8 @@ def _progress(home: "CoordinatorHome", log: str) -> "Observer":
     return LogProgress(console, primary) if log == "json" else make_progress(console, primary)
 
 
-def _page(home: "CoordinatorHome", port: int, say: Callable[[str], None] | None, ends: ExitStack) -> "Observer":
-    """The page. Its address has a token, which is in no log: without `say` it is written to DIR/page.url."""
+def _page(home: "CoordinatorHome", port: int, log: str, say: Callable[[str], None], ends: ExitStack) -> "Observer":
+    """The page. Its address has a token, which logs that are collected must not have: it is then in DIR/page.url."""
     from medfl.audit.file import rewrite
     from medfl.coordinator.journal import journal_in
     from medfl.report.dashboard.server import serve
@@ -125,10 +125,11 @@ def _page(home: "CoordinatorHome", port: int, say: Callable[[str], None] | None,
     state = LiveState.from_run(home.run) if journal_in(home.run) else LiveState(home.study())
     page = serve(state, port=port)
     ends.callback(page.stop)
-    if say is not None:
+    if log == "text":
         say(f"page: {page.url}")
     else:
         rewrite(home.folder / "page.url", f"{page.url}\n".encode())
+        say(f"page: its address is in {home.folder / 'page.url'}")
     return state
 
 
