@@ -106,7 +106,12 @@ class ChaosProxy:
         self._loop.call_soon_threadsafe(self._flows.set)
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        def stop() -> None:
+            for task in asyncio.all_tasks():
+                task.cancel()
+            self._loop.call_later(0.1, self._loop.stop)
+
+        self._loop.call_soon_threadsafe(stop)
         self._thread.join(5)
 
 
