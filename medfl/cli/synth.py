@@ -141,7 +141,7 @@ def _sizes(smallest: tuple[int, ...], largest: tuple[int, ...]) -> str:
 def _spec(task: str, size: tuple[int, ...], cases: int, file_format: str) -> Any:
     from pydantic import ValidationError
 
-    from medfl.data.synthetic.write import SyntheticSpec
+    from medfl.data.synthetic.config import SyntheticSpec
 
     volume = len(size) == 3
     generator = "chest" if task == "classification" and not volume else "ct"

@@ -9,8 +9,7 @@ from medfl.data.augment.base import AugmentConfig
 from medfl.data.partition.base import PARTITIONS
 from medfl.data.plans.base import PLANS
 from medfl.data.preprocess import PreprocessConfig
-from medfl.data.synthetic.base import SiteShift
-from medfl.data.synthetic.write import SyntheticSpec
+from medfl.data.synthetic.config import SiteShift, SyntheticSpec
 from medfl.federation.aggregation.base import AGGREGATORS
 from medfl.federation.regulator.base import REGULATORS
 from medfl.federation.schedule.base import SCHEDULES

@@ -159,7 +159,8 @@ def _joined(inputs: RunInputs) -> Datalist:
 
 def _synthetic(inputs: RunInputs) -> Datalist:
     from medfl.data.manifest import load_datalist
-    from medfl.data.synthetic.write import SyntheticSpec, write_federation
+    from medfl.data.synthetic.config import SyntheticSpec
+    from medfl.data.synthetic.write import write_federation
 
     source = inputs.study.data.source
     if source.kind != "synthetic":

@@ -9,7 +9,8 @@ from medfl.data.preprocess import PreprocessConfig
 from medfl.data.site_data import load_site
 from medfl.data.split import assign_splits
 from medfl.data.synthetic.base import site_shifts
-from medfl.data.synthetic.write import SyntheticSpec, write_federation
+from medfl.data.synthetic.config import SyntheticSpec
+from medfl.data.synthetic.write import write_federation
 from medfl.errors import DataError
 
 

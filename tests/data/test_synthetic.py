@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from medfl.data.manifest import load_datalist
 from medfl.data.readers import read_image, read_mask
-from medfl.data.synthetic.base import SITE_SHIFTS, SiteShift, phantoms, scan, site_shifts, upsample
+from medfl.data.synthetic.base import SITE_SHIFTS, phantoms, scan, site_shifts, upsample
 from medfl.data.synthetic.chest import chest
+from medfl.data.synthetic.config import SiteShift, SyntheticSpec
 from medfl.data.synthetic.ct import ct
-from medfl.data.synthetic.write import SyntheticSpec, write_federation
+from medfl.data.synthetic.write import write_federation
 from medfl.errors import DataError
 
 

@@ -177,7 +177,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of real training on synthetic images: three small sites, one of them unseen."""
     from medfl.coordinator.observer import Observer
     from medfl.coordinator.runner import simulate
-    from medfl.data.synthetic.write import SyntheticSpec, write_federation
+    from medfl.data.synthetic.config import SyntheticSpec
+    from medfl.data.synthetic.write import write_federation
     from medfl.study.model import SiteShift
 
     root = tmp_path_factory.mktemp("trained")

@@ -117,8 +117,8 @@ class Federation:
 
     def images(self) -> None:
         """Every site's own images and its file."""
-        from medfl.data.synthetic.base import SiteShift
-        from medfl.data.synthetic.write import SyntheticSpec, write_federation
+        from medfl.data.synthetic.config import SiteShift, SyntheticSpec
+        from medfl.data.synthetic.write import write_federation
 
         (self.folder / "sites").mkdir(exist_ok=True)
         for number, site in enumerate(self.sites):

@@ -1,4 +1,4 @@
-"""The processes of `benchmarks/transport_harness.py`: medfl's coordinator and sites without networks, and raw gRPC's server
+"""The processes of `benchmarks/transport_harness.py`: medfl's coordinator and sites without networks, raw gRPC's server
 and clients. `python moving.py ROLE ARGUMENTS`; commands on stdin, answers on stdout as JSON.
 """
 

@@ -10,42 +10,14 @@ from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from scipy.special import expit
 
 from medfl.data.base import Array, FloatArray
+from medfl.data.synthetic.config import SiteShift
 
 INTENSITY_MAX = 1.5
 """Scanned images lie in 0..1.5; 1.0 is the top of the display window."""
-
-
-class SiteShift(BaseModel):
-    """How one site differs from the others: its scanner, its protocol and its patients.
-
-    noise: sigma after windowing. noise_correlation, blur: in pixels. gain, offset, gamma: detector response.
-    bias_field: amplitude of the smooth shading. zoom: spacing, more than 1 shrinks the anatomy. prevalence:
-    P(at least one lesion) or P(pneumonia). radius: lesion radius range in pixels. contrast: lesion contrast
-    factor (contrast-agent phase). type_mix: share of lung nodules / liver lesions, or focal / diffuse pneumonia.
-    vessels: Poisson mean of the distractors. flip_labels: probability that an image's label is wrong (chest only).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    noise: float = Field(0.02, ge=0)
-    noise_correlation: float = Field(0.6, ge=0)
-    blur: float = Field(0.5, ge=0)
-    gain: float = Field(1.0, gt=0)
-    offset: float = 0.0
-    gamma: float = Field(1.0, gt=0)
-    bias_field: float = Field(0.0, ge=0, lt=1)
-    zoom: float = Field(1.0, gt=0)
-    prevalence: float = Field(0.5, ge=0, le=1)
-    radius: tuple[float, float] = (3.5, 8.0)
-    contrast: float = Field(1.0, gt=0)
-    type_mix: tuple[float, float] = (0.5, 0.5)
-    vessels: float = Field(6.0, ge=0)
-    flip_labels: float = Field(0.0, ge=0, le=1)
 
 
 SITE_SHIFTS: Mapping[str, SiteShift] = MappingProxyType(

@@ -7,7 +7,8 @@ depth front to back), so that ribs, heart and diaphragm overlap the lungs.
 import numpy as np
 
 from medfl.data.base import FloatArray
-from medfl.data.synthetic.base import Canvas, Phantom, SiteShift, line, soft
+from medfl.data.synthetic.base import Canvas, Phantom, line, soft
+from medfl.data.synthetic.config import SiteShift
 
 Lung = tuple[tuple[float, ...], tuple[float, ...]]
 

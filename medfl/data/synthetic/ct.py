@@ -7,7 +7,8 @@ back, the patient's right on the image's left); a volume runs to the patient's r
 import numpy as np
 
 from medfl.data.base import Array, FloatArray
-from medfl.data.synthetic.base import Canvas, Phantom, SiteShift, blend, line, soft
+from medfl.data.synthetic.base import Canvas, Phantom, blend, line, soft
+from medfl.data.synthetic.config import SiteShift
 
 WINDOW = (-1000.0, 500.0)
 """Hounsfield units that become 0 and 1."""

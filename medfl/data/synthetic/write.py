@@ -6,68 +6,22 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medfl.data.base import Array, Case, Datalist, FloatArray
 from medfl.data.manifest import save_datalist
-from medfl.data.synthetic.base import INTENSITY_MAX, Generator, Phantom, SiteShift, scan
+from medfl.data.synthetic.base import INTENSITY_MAX, Generator, Phantom, scan
 from medfl.data.synthetic.chest import chest
+from medfl.data.synthetic.config import SiteShift, SyntheticSpec
 from medfl.data.synthetic.ct import WINDOW, ct
 from medfl.data.synthetic.files import write_dicom, write_nifti, write_png
 from medfl.errors import DataError
 
 GENERATORS: dict[str, Generator] = {"chest": chest, "ct": ct}
-CLASSES = {
-    ("chest", "classification"): ("normal", "pneumonia"),
-    ("ct", "classification"): ("normal", "lesion"),
-    ("ct", "detection"): ("lung nodule", "liver lesion"),
-    ("ct", "segmentation"): ("background", "lung", "liver", "lesion"),
-}
 SECOND_IMAGE = 0.15
 """Share of patients with a second image: the same anatomy scanned again."""
-
-
-class SyntheticSpec(BaseModel):
-    """What to make.
-
-    generator: "chest" (2D, classification only) or "ct" (2D slices or 3D volumes, all tasks).
-    size: pixels of each space axis. cases: images a site. format: "png" (2D), "nifti" or "dicom" (a file an image
-    in 2D, a folder of slices a volume). organs: "all" labels background, lung, liver and lesion; "liver" labels the
-    liver including its lesions. prevalence: in place of each site's own. spacing: mm a pixel at zoom 1.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    generator: Literal["chest", "ct"] = "chest"
-    task: Literal["classification", "detection", "segmentation"] = "classification"
-    size: tuple[int, int] | tuple[int, int, int] = (64, 64)
-    cases: int = Field(40, ge=1)
-    format: Literal["png", "nifti", "dicom"] = "png"
-    organs: Literal["all", "liver"] = "all"
-    prevalence: float | None = Field(None, ge=0, le=1)
-    spacing: float = Field(1.0, gt=0)
-
-    @model_validator(mode="after")
-    def _fits(self) -> "SyntheticSpec":
-        if (self.generator, self.task) not in CLASSES:
-            raise ValueError(f"the {self.generator} generator has no {self.task} labels; use generator ct")
-        if self.generator == "chest" and len(self.size) != 2:
-            raise ValueError("a chest X-ray has two axes; use generator ct for volumes")
-        if self.format == "png" and len(self.size) != 2:
-            raise ValueError("a PNG has two axes; use format nifti or dicom for volumes")
-        if min(self.size) < 16:
-            raise ValueError("every axis needs at least 16 pixels")
-        return self
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the label numbers."""
-        if self.task == "segmentation" and self.organs == "liver":
-            return ("background", "liver")
-        return CLASSES[self.generator, self.task]
 
 
 @dataclass(frozen=True, slots=True)
