@@ -1,7 +1,9 @@
 """What all tests share: one thread a process, a cache of their own, and a tiny federation."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -20,6 +22,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         del os.environ["MEDFL_CACHE"]
     else:
         os.environ["MEDFL_CACHE"] = before
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """As tmp_path, for what has a Unix socket in it: their paths may have a hundred characters only."""
+    with TemporaryDirectory(prefix="medfl-") as folder:
+        yield Path(folder)
 
 
 def tiny_classification() -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from toys import soak
-from toys.federations import environment, free_port, until
+from toys.federations import environment, until
+from toys.ports import free_port
 
 from medfl.audit.log import AuditLog
 from medfl.coordinator.files import load_model

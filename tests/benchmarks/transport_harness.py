@@ -29,8 +29,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(TESTS))
 
 from toys.admission import Applicant  # noqa: E402
-from toys.federations import free_port  # noqa: E402
 from toys.moving import CASES, names  # noqa: E402
+from toys.ports import free_port  # noqa: E402
 
 from medfl.coordinator.authority import Authority  # noqa: E402
 from medfl.coordinator.register import Register  # noqa: E402

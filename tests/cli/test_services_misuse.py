@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toys.federations import Federation, environment, free_port
+from toys.federations import Federation, environment
+from toys.ports import free_port
 
 from medfl.cli.main import main
 

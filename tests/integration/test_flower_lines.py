@@ -185,10 +185,10 @@ def play(federation: Federation, carrier: Carrier) -> None:
             service.close()
 
 
-def test_the_model_is_that_of_the_simulation_whatever_is_lost(tmp_path: Path) -> None:
+def test_the_model_is_that_of_the_simulation_whatever_is_lost(short_path: Path) -> None:
     draw = random.Random(7)
     fates = [draw.choice(["lost", "unanswered", "changed", "twice", "", "", "", ""]) for _ in range(16)]
-    with Federation(tmp_path).set_up() as federation:
+    with Federation(short_path).set_up() as federation:
         carrier = Carrier([federation.site_home(site) for site in SITES], fates)
         play(federation, carrier)
         assert federation.model() == federation.simulated()

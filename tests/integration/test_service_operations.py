@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys.federations import SITES, Federation, call, environment, free_port, medfl, until
+from toys.federations import SITES, Federation, call, environment, medfl, until
+from toys.ports import free_port
 
 ROUNDS = 12
 SLOW = {"epochs": 20, "learning_rate": 0.003, "batch_size": 2, "rules": ["sgd"]}

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from toys.ports import free_port
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 
@@ -27,12 +28,6 @@ STUDY: dict[str, Any] = {
     "local": {"epochs": 1, "learning_rate": 0.003, "batch_size": 8, "rules": ["sgd"]},
     "stop": {"rounds": 3},
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def medfl(*arguments: object) -> list[str]:

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from toys.federations import Federation, Service, environment, free_port, until
+from toys.federations import Federation, Service, environment, until
+from toys.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "configs" / "flower"

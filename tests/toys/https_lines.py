@@ -33,11 +33,6 @@ def until(true: Callable[[], Any], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 class Today(House):
     """With a clock that goes right, as TLS asks the system's."""
 

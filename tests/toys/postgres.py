@@ -6,7 +6,6 @@ The server refuses to run as root; then everything of it runs as the user `postg
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from toys.ports import free_port
 
 ADMIN, PASSWORD = "medfl", "s3cret-of-the-test"
 _PATIENCE = 60.0  # seconds
@@ -37,18 +38,12 @@ def _as_user() -> list[str]:
     return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 class Server:
     """fsync is off: what is tested is a server that dies, not a machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self._user = _as_user()
         self._server: subprocess.Popen[bytes] | None = None
         if self._user:

@@ -8,7 +8,8 @@ pytest.importorskip("grpc_health")
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from toys.federations import free_port, until
+from toys.federations import until
+from toys.ports import free_port
 
 from medfl.cli.health import health_address
 from medfl.errors import InputError, RunError

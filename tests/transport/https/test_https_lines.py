@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from toys.https_lines import Lead, Pipe, Stub, free_port, until
+from toys.https_lines import Lead, Pipe, Stub, until
+from toys.ports import free_port
 
 from medfl.errors import RunError
 from medfl.transport.grpc.client import Refused

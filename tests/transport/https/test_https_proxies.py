@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys.https_lines import Lead, Pipe, Stub, free_port, until
+from toys.https_lines import Lead, Pipe, Stub, until
+from toys.ports import free_port
 
 from medfl.errors import InputError
 from medfl.transport.grpc.client import hold
