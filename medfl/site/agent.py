@@ -71,6 +71,8 @@ class Agent(Answering):
         if kind == "join":
             return self._join(id_, header)
         work = self._work
+        if work.hash and kind in ("train", "evaluate"):
+            self._leave_out_withdrawn()
         if work.serving is None:
             raise RunError.at(f"site {self.name}", "was asked before it joined a study")
         if header.get("site", self.name) != self.name:
@@ -94,8 +96,11 @@ class Agent(Answering):
             self.say("rejected", standing.note)
             raise RunError.at(f"site {self.name}", f"its data steward refuses the study: {standing.note}")
         if self._work.hash != standing.study or self._work.serving is None:
-            self._work.hash, self._work.study = standing.study, study
+            # nothing of the study before is left: neither its images nor its run
+            self._work = _Work()
+            self._work.study = study
             info = self._load()
+            self._work.hash = standing.study
             self.audit.append("joined", {"study": standing.study, "cases": dict(info.cases)})
         self.say("ready")
         return parts({"answer": "open", "info": info_json(self._work.info)})
@@ -112,13 +117,15 @@ class Agent(Answering):
         return standing
 
     def _load(self) -> SiteInfo:
-        """Load the site's images, but for those of patients who were withdrawn."""
+        """Load the site's images, but for those of patients who were withdrawn. When that fails there are none: what
+        was loaded before may not be used any more."""
         work = self._work
         if work.study is None:
             raise RunError.at(f"site {self.name}", "has no study")
         self.say("loading")
+        work.serving = None
         inputs = RunInputs(study=work.study, sites=(self.home.site,), cache=self.home.cache, ledgers=self.home.ledgers)
-        work.withdrawn = self.home.participation.withdrawn
+        withdrawn = self.home.participation.withdrawn
         try:
             cases = self.home.without_withdrawn(own_cases(inputs))
             work.patients = sorted({patient_of(case) for case in cases if case.split == "train"})
@@ -131,10 +138,22 @@ class Agent(Answering):
         if found.skipped:
             log.warning("left out: %s; medfl site status names them", left_out.in_words(found.skipped))
         host.admit()
-        work.serving = Serving(host)
+        work.serving, work.withdrawn = Serving(host), withdrawn
         # the names of files are the hospital's own business
         work.info = replace(found, skipped=left_out.outward_all(found.skipped))
         return work.info
+
+    def _leave_out_withdrawn(self) -> None:
+        """Load the images anew when a patient was withdrawn since, or when that did not work the last time."""
+        work = self._work
+        if work.serving is not None and self.home.participation.withdrawn == work.withdrawn:
+            return
+        self._load()
+        serving, work.serving = work.serving, None
+        if serving is not None and work.run:
+            serving.answer("begin", dict(work.beginning), [])
+            self.home.participation.begin(work.run, work.hash, work.patients)
+        work.serving = serving
 
     def _begin(self, serving: Serving, header: dict[str, Any]) -> list[Buffer]:
         check_roster(self.home.pki / "roster.json", self.name, header.get("roster", {}))
@@ -160,16 +179,15 @@ class Agent(Answering):
         if pause is not None:
             return trained(SiteFailure(self.name, round_, f"site {self.name} is paused by its steward: {pause.note}"))
         self._studies.permit(work.hash, work.run, round_)
-        if self.home.participation.withdrawn != work.withdrawn:
-            self._load()
-            work.serving.answer("begin", dict(work.beginning), [])
-            self.home.participation.begin(work.run, work.hash, work.patients)
         work.round = round_
         self.say("training", f"round {round_}")
         ticker = _Ticker(self, id_)
         answer, _ = work.serving.train(header, buffers, ticker)
         self.progress = (0, 0)
         if isinstance(answer, SiteFailure):
+            if self.unwanted(id_):
+                # broken off by this site itself: asked again, maybe by another process of it, it is trained again
+                raise Abandoned.at(f"site {self.name}, round {round_}", "was broken off")
             self.audit.append("failed", {"run": work.run, "round": round_})
             self.say("ready", f"round {round_} failed")
             return trained(answer)

@@ -51,6 +51,7 @@ class Answering(ABC):
         self._unwanted: set[str] = set()
         self.state: tuple[str, str] = ("away", "")
         self._line: Line | None = None
+        self._trouble = ""
         self.box = Mailbox(
             work / "spool",
             self._wanted,
@@ -166,13 +167,26 @@ class Answering(ABC):
             try:
                 id_, message = self._requests.get(timeout=LOOK)
             except queue.Empty:
-                self.look_around()
+                self._look()
                 continue
             if id_ not in self._unwanted:
                 self._answer(id_, message)
+            # it would be told again if it came again
+            self._unwanted.discard(id_)
             if id_.startswith("train"):
                 # a process that is killed now finds the order again and need not load the model once more
                 self.box.clear(keep=id_.__eq__)
+
+    def _look(self) -> None:
+        try:
+            self.look_around()
+        except (MedflError, OSError) as error:
+            # a file that cannot be read for a while; an order that comes meanwhile fails by itself
+            if str(error) != self._trouble:
+                log.error("%s", error)
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
 
     def _answer(self, id_: str, message: memoryview) -> None:
         try:

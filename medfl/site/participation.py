@@ -56,9 +56,12 @@ class Participation:
 
     def begin(self, run: str, study: str, patients: Iterable[str]) -> None:
         """A run takes up the data of these patients. study: its hash. A second time replaces the first for the rounds
-        that follow."""
+        that follow; the same again is not written down again."""
         with self._file.turn():
             keys = sorted({self._key_of(patient) for patient in patients})
+            last = self._told.runs.get(run, [None])[-1]
+            if last is not None and (last.study, last.patients) == (study, frozenset(keys)):
+                return
             self._file.append("begin", {"run": run, "study": study, "patients": keys})
 
     def trained(self, run: str, round_: int) -> None:

@@ -45,11 +45,14 @@ class SiteDoor:
         ledger was put back to an older copy."""
         study = self._inputs.study
         channel: Channel = build_channel(study)
+        # of a beginning that is refused, or of the run before, nothing is left
+        self._end = self.disclosure = None
         trains = "train" in data.splits and self.name not in study.evaluation.unseen
-        if beginning.noise is not None and trains:
-            plan = NoisePlan.from_json(beginning.noise)
-            mechanism = build_mechanism(study)
-            if mechanism is None or not self._ours(mechanism, plan, data.splits["train"].cases):
+        mechanism = build_mechanism(study)
+        if trains and (mechanism is not None or beginning.noise is not None):
+            # whether there is noise is for the study to say, which was approved: no plan is a wrong plan
+            plan = None if beginning.noise is None else NoisePlan.from_json(beginning.noise)
+            if plan is None or mechanism is None or not self._ours(mechanism, plan, data.splits["train"].cases):
                 raise RunError.at(
                     f"site {self.name}",
                     "was sent a noise plan that the study does not make",
@@ -68,7 +71,9 @@ class SiteDoor:
         return LedgerHeads(ledger.head, ledger.witnessed().get(_COORDINATOR, ""))
 
     def witness(self, order: TrainOrder) -> None:
-        """Keep the head of the coordinator's ledger; RunError when there is none, or an older one than was kept."""
+        """Before a training: keep the head of the coordinator's ledger. RunError when there is none, or an older one
+        than was kept, or when no run has begun: what is trained without its noise must not even be kept."""
+        self._channel()
         if self.disclosure is not None:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
 

@@ -11,10 +11,17 @@ from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import Runner, simulate
 from medfl.errors import InputError, MedflError, RunError, StudyError
 from medfl.learning.disclosure import Disclosure
+from medfl.learning.messages import Beginning, SiteFailure, TrainOrder
+from medfl.learning.randomness import generator
 from medfl.privacy.grid import Grid
 from medfl.privacy.ledger.memory import MemoryLedger
 from medfl.privacy.mechanisms.base import Facts, NoisePlan
 from medfl.privacy.mechanisms.patient import PatientNoise, PatientNoiseConfig
+from medfl.site.memory import DiskMemory
+from medfl.study.build import build_codec_down
+from medfl.study.sources import assign_cases
+from medfl.transport.host import SiteHost
+from medfl.update.base import Update
 
 PRIVATE = (
     "privacy={kind: patient, noise_multiplier: 1, delta: 1e-5, sampling_rate: 0.5, accept_low_utility: true}",
@@ -47,6 +54,36 @@ def test_a_plan_that_the_study_does_not_make_is_refused(
     with pytest.raises(MedflError, match="noise plan that the study does not make"):
         simulate(tiny.inputs(*PRIVATE), tmp_path / "run", Observer(), workers=1)
     assert not (tmp_path / "run" / "journal.db").exists()
+
+
+@pytest.mark.parametrize("kind", ["patient", "site"])
+def test_a_coordinator_that_leaves_the_noise_plan_out_gets_nothing(tiny: Any, kind: str) -> None:
+    """What the study says was approved; what the coordinator does not say must not undo it."""
+    given = {"patient": PRIVATE, "site": ("privacy={kind: site, epsilon: 2, delta: 1e-5, accept_low_utility: true}",)}
+    inputs = tiny.inputs(*given[kind])
+    host = SiteHost(inputs, assign_cases(inputs).cases)
+    host.open()
+    with pytest.raises(RunError, match="noise plan that the study does not make") as told:
+        host.begin(Beginning("run1", {}))
+    # whoever trains is meant, and not the unseen site
+    assert [fault.where for fault in told.value.faults] == ["site east", "site south", "site west"]
+    assert not inputs.ledgers.exists()
+
+
+def test_without_a_beginning_nothing_is_trained_and_nothing_kept(tiny: Any, tmp_path: Path) -> None:
+    """What was trained without noise would be sealed and sent as soon as a run began."""
+    inputs = tiny.inputs(*PRIVATE)
+    memory = DiskMemory(tmp_path / "runs")
+    cases = {"east": assign_cases(inputs).cases["east"]}
+    host = SiteHost(inputs, cases, {"east": memory})
+    host.open()
+    with pytest.raises(RunError, match="noise plan"):
+        host.begin(Beginning("run1", {}))
+    vector, _ = host.initial_model()
+    model = build_codec_down(inputs.study).encode(Update(vector, vector.size), generator(1, "codec-down", 1))
+    answer, _ = host.train(TrainOrder("east", 1, {"local.learning_rate": 0.01, "local.epochs": 1}), model)
+    assert isinstance(answer, SiteFailure) and "before the run began" in answer.reason
+    assert memory.rounds() == []
 
 
 def disclosure() -> Disclosure:

@@ -1,0 +1,206 @@
+"""What a site's agent does when something about its data, its home or its life changes between two requests."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from medfl.data.base import Case
+from medfl.errors import InputError
+from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.privacy.identity import Ed25519Identity
+from medfl.site import agent as module
+from medfl.site.agent import Agent
+from medfl.site.home import SiteHome
+from medfl.study.load import load_study
+from medfl.transport.memory import SiteMemory
+from medfl.transport.messages import encode_order
+from medfl.update.base import Payload
+from medfl.update.wire import Buffer, parts, unpack
+
+MODEL = Payload("fp32", 2, (b"12345678",))
+MINIMUM = 3
+
+
+class Host:
+    """Stands for what trains: its policy wants three cases, and it tells which it was asked to train on."""
+
+    used: ClassVar[list[tuple[str, list[str]]]] = []
+    on_step: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+
+    def __init__(self, inputs: Any, cases: Sequence[Case], memory: SiteMemory, identity: Any) -> None:
+        self.study = inputs.study.name
+        self.patients = sorted(case.patient for case in cases)
+        self.memory = memory
+
+    def open(self) -> list[SiteInfo]:
+        return [SiteInfo("east", {"train": len(self.patients)})]
+
+    def admit(self) -> None:
+        if len(self.patients) < MINIMUM:
+            raise InputError.at("site east", f"{len(self.patients)} cases are fewer than its policy wants")
+
+    def begin(self, beginning: Beginning) -> Mapping[str, LedgerHeads]:
+        self.memory.begin(beginning.run)
+        return {}
+
+    def train(
+        self, order: TrainOrder, model: Payload, step_done: Any
+    ) -> tuple[TrainReply | SiteFailure, dict[str, Any]]:
+        type(self).used.append((self.study, self.patients))
+        type(self).on_step()
+        try:
+            step_done(1, 2)
+        except Exception as error:  # as medfl.transport.host does
+            return SiteFailure("east", order.round, str(error)), {}
+        return TrainReply("east", order.round, MODEL, 3, 2, 1, 0.7, 0.5), {}
+
+    def evaluate(self, site: str, split: str, model: Payload) -> dict[str, Any]:
+        type(self).used.append((split, self.patients))
+        return {}
+
+
+class Ward:
+    """An agent whose site has some patients. offer: study by study, as another start of the coordinator would."""
+
+    def __init__(self, tiny: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tiny = tiny
+        self.patients = ["a", "b", "c", "d"]
+        site = tiny.sites / "east.yaml"
+        site.write_text(f"{site.read_text()}policy:\n  approve: allowed\n")
+        self.home = SiteHome.create(folder / "home", site)
+        self.agent = Agent(self.home, Ed25519Identity.generate("east"), Host)  # type: ignore[arg-type]
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        monkeypatch.setattr(module, "own_cases", lambda inputs: self.cases())
+        monkeypatch.setattr(self.agent.box, "send", lambda message: self.sent.append((message.id, self.said(message))))
+
+    def cases(self) -> list[Case]:
+        return [Case(f"{name}.png", Path(f"/{name}.png"), patient=name, split="train") for name in self.patients]
+
+    @staticmethod
+    def said(message: Any) -> dict[str, Any]:
+        return unpack(b"".join(message._pieces))[0]
+
+    def ask(self, kind: str, header: Mapping[str, Any], buffers: Sequence[Buffer] = (), id_: str = "x-1") -> Any:
+        """The agent's answer; None when it gave none."""
+        self.sent.clear()
+        self.agent._answer(id_, memoryview(b"".join(parts({"do": kind, **header}, buffers))))
+        return self.sent[0][1] if self.sent else None
+
+    def join(self, **changed: Any) -> Any:
+        study = load_study(self.tiny.study, [f"{key}={value}" for key, value in changed.items()])
+        return self.ask("join", {"study": study.to_json()})
+
+    def begin(self, run: str = "run1") -> Any:
+        return self.ask("begin", {"run": run, "roster": {}})
+
+    def train(self, round_: int) -> Any:
+        header, buffers = unpack(b"".join(encode_order(TrainOrder("east", round_, {}), MODEL)))
+        return self.ask("train", header, buffers, f"train-{round_}")
+
+    def evaluate(self) -> Any:
+        header = {"site": "east", "split": "val", "model": MODEL.header()}
+        return self.ask("evaluate", header, MODEL.buffers)
+
+
+@pytest.fixture
+def ward(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ward]:
+    Host.used, Host.on_step = [], staticmethod(lambda: None)
+    yield Ward(tiny, tmp_path, monkeypatch)
+
+
+def why(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("faults") or answer.get("reason"))
+
+
+def test_the_usual_course(ward: Ward) -> None:
+    assert ward.join()["answer"] == "open" and ward.begin()["answer"] == "begun"
+    assert ward.train(1)["round"] == 1 and ward.evaluate()["answer"] == "statistics"
+    assert Host.used == [("tiny", ["a", "b", "c", "d"]), ("val", ["a", "b", "c", "d"])]
+
+
+def test_who_was_withdrawn_is_used_no_more_also_when_too_few_are_left(ward: Ward) -> None:
+    """What the policy wants is not met without them: then nobody is used, now and at the next order."""
+    ward.join()
+    ward.begin()
+    ward.home.participation.withdraw(["b", "d"])
+    for round_ in (1, 2):
+        assert "fewer than its policy wants" in why(ward.train(round_))
+    assert "fewer than its policy wants" in why(ward.evaluate())
+    assert Host.used == []
+    ward.patients.append("e")
+    assert ward.train(3)["round"] == 3, "the steward added a patient"
+    assert Host.used == [("tiny", ["a", "c", "e"])]
+
+
+def test_who_was_withdrawn_is_not_evaluated_on(ward: Ward) -> None:
+    ward.join()
+    ward.begin()
+    ward.home.participation.withdraw(["d"])
+    ward.evaluate()
+    assert Host.used == [("val", ["a", "b", "c"])]
+
+
+def test_a_study_that_cannot_be_loaded_is_not_trained_as_the_one_before(ward: Ward) -> None:
+    ward.join()
+    ward.begin()
+    ward.patients = ["a"]
+    for _ in range(2):
+        assert "fewer than its policy wants" in why(ward.join(name="other"))
+    assert "answer" in ward.begin("run2") and "before it joined" in why(ward.train(1))
+    assert Host.used == []
+    ward.patients = ["a", "b", "c"]
+    assert ward.join(name="other")["answer"] == "open"
+    assert "before the run began" in why(ward.train(1)), "the run of the study before is not this one's"
+    ward.begin("run2")
+    ward.train(1)
+    assert Host.used == [("other", ["a", "b", "c"])]
+
+
+def test_a_training_that_the_agent_itself_breaks_off_is_no_failed_round(ward: Ward) -> None:
+    """SIGTERM: the next process of the site trains, and the round goes on with it."""
+    ward.join()
+    ward.begin()
+    Host.on_step = staticmethod(ward.agent.stop.set)
+    assert ward.train(1) is None
+    assert "failed" not in [record.kind for record in ward.home.audit.entries()]
+
+
+def test_a_home_that_cannot_be_read_for_a_while_does_not_end_the_agent(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ward.join()
+    looked = []
+
+    def look() -> None:
+        looked.append(1)
+        if len(looked) > 2:
+            ward.agent.stop.set()
+        Agent.look_around(ward.agent)
+
+    monkeypatch.setattr(module_answering(), "LOOK", 0.01)
+    monkeypatch.setattr(ward.agent, "look_around", look)
+    (ward.home.folder / "paused.json").write_text("{")
+    ward.agent.work()
+    assert len(looked) == 3
+
+
+def module_answering() -> Any:
+    from medfl.site import answering
+
+    return answering
+
+
+def test_a_run_that_begins_again_with_the_same_patients_is_written_down_once(ward: Ward) -> None:
+    ward.join()
+    path = ward.home.studies / "participation.jsonl"
+    ward.begin()
+    size = path.stat().st_size
+    for _ in range(3):
+        ward.begin()
+    assert path.stat().st_size == size
+    ward.home.participation.withdraw(["d"])
+    ward.train(1)
+    assert [part.rounds for part in ward.home.participation.rounds_of("d")] == [()]
+    assert [part.rounds for part in ward.home.participation.rounds_of("a")] == [(1,)]
