@@ -348,6 +348,11 @@ class Post:
                 return float("inf")
             return None if desk.line is not None else time.monotonic() - desk.since
 
+    def peer(self, site: str) -> Peer:
+        """Who calls as this site, by its certificate. KeyError for one that never called."""
+        with self.changed:
+            return self._desks[site].peer
+
     def awaits(self, site: str) -> int:
         """How many answers a site owes."""
         with self.changed:

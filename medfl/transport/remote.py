@@ -96,6 +96,12 @@ class Remote(Transport):
         info = info_of(header.get("info"))
         if info.name != site:
             raise RunError.at(f"site {site}", f"joined as {info.name!r}")
+        peer = self._post.peer(site)
+        if info.identity != peer.identity:
+            # it goes to all sites as the key of this one
+            raise RunError.at(f"site {site}", "joined with another signing key than its certificate names")
+        if peer.role != "site" and any(info.cases.values()):
+            raise RunError.at(f"site {site}", f"is enrolled as {peer.role}, and joined with images")
         with self._post.changed:
             known = self._members.get(site)
             if known is not None and known.info.identity != info.identity:

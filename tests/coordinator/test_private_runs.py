@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from os import kill
 from pathlib import Path
@@ -37,6 +38,8 @@ from medfl.cli.main import app
 from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.journal import Journal
 from medfl.errors import RunError
+from medfl.privacy.channels.base import PART, Message
+from medfl.transport.door import SiteDoor
 
 # everybody in every step: the closed form is the accountant, which is quick
 MODES = {"site": (SITE, "clear"), "patient": ({**PATIENT, "sampling_rate": 1}, "masks")}
@@ -141,6 +144,28 @@ def test_a_release_is_noted_although_the_process_died_before(tiny: Any, tmp_path
         play(tiny, tmp_path / "run")
     resume(tmp_path / "run")
     assert released(tmp_path / "ledgers") == [1, 2, 3]
+
+
+def test_what_one_site_says_of_its_ledger_does_not_end_the_run(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that is none costs that site its round, and at the end of the run nobody anything."""
+    real_seal, real_answer = SiteDoor.seal, SiteDoor.answer
+
+    def seal(self: SiteDoor, reply: Any) -> Any:
+        found = real_seal(self, reply)
+        return replace(found, ledger="x") if self.name == "east" and reply.round == 2 else found
+
+    def answer(self: SiteDoor, stage: str, message: Message) -> Message:
+        return Message({"head": 7}) if stage == PART and self.name == "east" else real_answer(self, stage, message)
+
+    monkeypatch.setattr(SiteDoor, "seal", seal)
+    monkeypatch.setattr(SiteDoor, "answer", answer)
+    make_private(tiny, LOCAL, "clear", 3)
+    assert play(tiny, tmp_path / "run")["rounds_completed"] == 3
+    records = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [sorted(record["failed"]) for record in records] == [[], ["east"], []]
+    assert "is not the head of a chain" in records[1]["failed"]["east"]
 
 
 @pytest.mark.parametrize(("privacy", "channel"), [(SITE, HE), (LOCAL, "clear")], ids=["site-he", "local"])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ def site(folder: Path, port: int, name: str) -> None:
         while True:
             id_, message, _ = requests.get()
             header, buffers = unpack(message)
-            box.send(Outgoing(id_, _answer(name, header, buffers)))
+            box.send(Outgoing(id_, _answer(name, _identity(certificate), header, buffers)))
 
     threading.Thread(target=work, daemon=True).start()
     threading.Thread(target=report, daemon=True).start()
@@ -169,7 +170,15 @@ def report() -> None:
         tell(**usage())
 
 
-def _answer(name: str, header: dict[str, Any], buffers: Sequence[memoryview]) -> Any:
+def _identity(certificate: bytes) -> str:
+    from cryptography.x509 import load_pem_x509_certificate
+
+    from medfl.transport.certificates import subject_of
+
+    return subject_of(load_pem_x509_certificate(certificate)).identity
+
+
+def _answer(name: str, identity: str, header: dict[str, Any], buffers: Sequence[memoryview]) -> Any:
     from medfl.learning.messages import SiteInfo, TrainReply
     from medfl.transport.messages import encode_reply
     from medfl.transport.serving import info_json
@@ -177,7 +186,7 @@ def _answer(name: str, header: dict[str, Any], buffers: Sequence[memoryview]) ->
     from medfl.update.wire import as_bytes, parts
 
     if header["do"] == "join":
-        return parts({"answer": "open", "info": info_json(SiteInfo(name, {"train": CASES}, {}, "aa"))})
+        return parts({"answer": "open", "info": info_json(SiteInfo(name, {"train": CASES}, {}, identity))})
     if header["do"] == "begin":
         return parts({"answer": "begun", "heads": {}})
     sent = np.frombuffer(buffers[0], np.float32) + STEP
@@ -187,14 +196,15 @@ def _answer(name: str, header: dict[str, Any], buffers: Sequence[memoryview]) ->
 
 def agent(folder: Path, port: int, name: str) -> None:
     """The real agent, its audit log and its memory on disk."""
-    from medfl.privacy.identity import Ed25519Identity
     from medfl.site.agent import Agent
     from medfl.site.home import SiteHome
     from medfl.transport.grpc.client import Address, hold
 
     key, certificate, ca = own(folder, name)
     address = Address(f"127.0.0.1:{port}", ca, key, certificate)
-    party = Agent(SiteHome.open(folder / "homes" / name), Ed25519Identity.generate(name), make=_host)
+    # nothing is signed here
+    identity: Any = SimpleNamespace(name=name, public=bytes.fromhex(_identity(certificate)))
+    party = Agent(SiteHome.open(folder / "homes" / name), identity, make=_host)
     threading.Thread(target=report, daemon=True).start()
     threading.Thread(
         target=hold, args=(lambda: address, party.hello, party.box, party.welcomed, party.stop), daemon=True

@@ -12,11 +12,13 @@ from secrets import token_hex
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificate
 
 from medfl.coordinator.authority import Authority
 from medfl.coordinator.register import Register
 from medfl.keys import new_tls_key, to_pem
 from medfl.learning.messages import SiteInfo, TrainReply
+from medfl.transport.certificates import subject_of
 from medfl.transport.grpc.client import Address, hold
 from medfl.transport.grpc.server import FederationServer
 from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
@@ -99,6 +101,7 @@ class Hospital:
 
     def __init__(self, name: str, address: Address, spool: Path, answer: Answer | None = None) -> None:
         self.name, self.address, self.session = name, address, token_hex(16)
+        self.identity = subject_of(load_pem_x509_certificate(address.certificate)).identity
         self.answer = answer or self.usual
         self.stop = threading.Event()
         self.came: list[str] = []
@@ -139,7 +142,7 @@ class Hospital:
         """Joins, begins, and sends the model back."""
         kind = header["do"]
         if kind == "join":
-            return parts({"answer": "open", "info": info_json(SiteInfo(self.name, {"train": 8}, {}, "aa"))})
+            return parts({"answer": "open", "info": info_json(SiteInfo(self.name, {"train": 8}, {}, self.identity))})
         if kind == "begin":
             return parts({"answer": "begun", "heads": {}})
         if kind == "train":

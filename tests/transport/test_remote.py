@@ -146,6 +146,24 @@ def test_a_site_that_joins_with_rubbish_takes_no_part(federation: Federation) ->
     assert federation.failure(1).reason and site.called == 1
 
 
+@pytest.mark.parametrize("identity", ["zz", "", "ab" * 32])
+def test_a_site_signs_with_the_key_that_its_certificate_names(identity: str, federation: Federation) -> None:
+    """Its key goes to all sites: one that is none would end the run, another's would be believed."""
+    federation.odd.end()
+    site = Hospital("north", federation.addresses["north"], federation.folder / "again")
+    site.identity = identity
+    federation.sites["north"] = site.start()
+    until(lambda: federation.office.state("north") == "rejected")
+    assert "another signing key" in federation.failure(1).reason and site.called == 1
+
+
+def test_a_key_holder_has_no_images(federation: Federation) -> None:
+    address = federation.office.admit("keys", "key-holder")
+    federation.sites["keys"] = Hospital("keys", address, federation.folder / "keys").start()
+    until(lambda: federation.office.state("keys") == "rejected")
+    assert [info.name for info in federation.remote.gather(1)] == list(NAMES)
+
+
 @pytest.mark.parametrize(
     "heads", [[], "x", {"north": 7}, {"north": {"head": 1}}, {"north": {"head": "", "kept": "x" * 1000}}]
 )
