@@ -34,8 +34,8 @@ _PARALLEL = 32
 _PILED = 4096
 """Frames that wait to go out."""
 _BEATS = (0.1, 60.0)
-_BEATS_MISSED = 4
-_PIECE = 20.0
+_BEATS_MISSED = 3
+_PIECE = 9.0
 """Seconds that one piece of a large message may take."""
 
 Wanted = Literal["take", "have", "no"]

@@ -60,15 +60,18 @@ def settled(*tickets: Ticket) -> bool:
 def test_a_line_that_falls_silent_is_noticed_at_both_ends(scene: Scene) -> None:
     proxy = scene.proxy()
     site = scene.hospital("east", proxy)
-    proxy.silent.set()
-    begun = time.monotonic()
-    until(lambda: not scene.office.there("east") and site.states, 60.0)
-    # on a machine that is busy elsewhere beats come late, and so does the notice
-    busy = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
-    assert busy or time.monotonic() - begun < 10.0
-    proxy.silent.clear()
-    proxy.cut()
-    until(lambda: scene.office.there("east"), 15.0)
+    taken = []
+    # on a machine that is busy elsewhere a beat may be late by seconds: not every time
+    while not taken or (min(taken) >= 10.0 and len(taken) < 3):
+        site.states.clear()
+        begun = time.monotonic()
+        proxy.silent.set()
+        until(lambda: not scene.office.there("east") and site.states, 60.0)
+        taken.append(time.monotonic() - begun)
+        proxy.silent.clear()
+        proxy.cut()
+        until(lambda: scene.office.there("east"), 15.0)
+    assert min(taken) < 10.0
     ticket = scene.ask("east", size=MB)
     until(lambda: ticket.settled)
     assert ticket.answer is not None
