@@ -5,7 +5,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from medfl.errors import InputError, MedflError
+from medfl.errors import InputError, MedflError, RunError
 from medfl.keys import Ask
 from medfl.site.agent import Agent
 from medfl.site.answering import Answering
@@ -80,6 +80,10 @@ class SiteService:
             self._ways.hold(agent.hello, agent.box, agent.welcomed, agent.stop, self._contact)
         except MedflError as error:
             self._error = error
+        except Exception as error:
+            # a supervisor must see that this was no usual end
+            log.exception("the line's thread")
+            self._error = RunError.at(f"{agent.name}", f"its line ended: {type(error).__name__}", "see the log")
         finally:
             agent.stop.set()
 
@@ -102,7 +106,7 @@ class SiteService:
                 try:
                     self._credentials = self._renewed()
                     self.agent.call_again()
-                except MedflError as error:
+                except (MedflError, OSError, ValueError) as error:
                     log.warning("the certificate could not be renewed, and will be tried again: %s", error)
             if self.agent.stop.wait(_RENEWAL_LOOK):
                 return

@@ -75,6 +75,9 @@ def hold(
             # what one message does wrong, or a full disk, must not end the service
             reason = plain(str(error))
             log.warning("the line is given up: %s", reason)
+        except Exception as error:
+            reason = type(error).__name__
+            log.exception("the line is given up")
         if stop.is_set():
             return
         if time.monotonic() - begun >= _HEALTHY:

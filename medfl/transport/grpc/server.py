@@ -215,7 +215,11 @@ class FederationServer:
             with self._lock:
                 streams = list(self._streams)
             for stream in streams:
-                self._look_at(stream, time.monotonic())
+                try:
+                    self._look_at(stream, time.monotonic())
+                except Exception:
+                    # without this thread no revocation would count any more
+                    log.exception("site %s", stream.peer.name)
 
     def _look_at(self, stream: _Stream, now: float) -> None:
         if stream.line.ended:

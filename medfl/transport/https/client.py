@@ -144,7 +144,10 @@ class Renewal:
     def renew(self, request: bytes) -> bytes:
         """The certificate (PEM). RunError when the coordinator refuses or cannot be reached."""
         address = self._address
-        caller = Caller(address, client_context(address.key, address.certificate, address.ca))
+        try:
+            caller = Caller(address, client_context(address.key, address.certificate, address.ca))
+        except OSError as error:
+            raise RunError.at(f"coordinator {address.target}", _reason(error)) from error
         try:
             answer = caller.post(RENEWAL, RenewRequest(request=request).SerializeToString(), POLL)
             if answer.status != 200:
@@ -251,6 +254,10 @@ def hold_https(
             raise
         except (MedflError, OSError, HTTPException, ValueError) as error:
             reason = _reason(error)
+        except Exception as error:
+            # whatever a frame sets off must not end the service
+            reason = type(error).__name__
+            log.exception("the line is given up")
         if stop.is_set():
             return
         if time.monotonic() - begun >= _HEALTHY:

@@ -117,6 +117,9 @@ class HttpsServer(Service):
                 return Answer(403)
             self._expel(held, error.faults[0].what)
             return Answer(403, encode([_goodbye(_NOT_ADMITTED)]))
+        except MedflError as error:
+            log.error("nobody is let in: %s", error)
+            return Answer(503)
         plain = head.target in (PATH, RENEWAL)
         if not plain and _TARGET.fullmatch(head.target) is None:
             return Answer(404)
@@ -169,10 +172,14 @@ class HttpsServer(Service):
             if len(frames) != 1:
                 raise ProtocolError.at(name, "did not begin with a greeting")
             line = self._post.welcome(peer, frames[0])
-        except MedflError as error:
+        except (AdmissionError, ProtocolError) as error:
             reason = error.faults[0].what
             self._tell("refused", connection, {"peer": name, "reason": reason})
             return Answer(200, encode([_goodbye(reason)]))
+        except (MedflError, OSError) as error:
+            # the fault is here: sites come back when it is mended
+            log.error("site %s could not be welcomed: %s", name, error)
+            return Answer(503)
         held, token = _Held(peer, connection.fingerprint, connection.certificate, line), secrets.token_urlsafe(32)
         held.connections.add(connection)
         with self._lock:
@@ -211,9 +218,11 @@ class HttpsServer(Service):
     def _take(self, held: _Held, frame: Frame) -> None:
         try:
             self._post.take(held.peer, held.line, frame)
-        except (OSError, ValueError) as error:
-            # a full disk, or a line that was replaced while it was read
-            log.warning("site %s: %s: %s", held.peer.name, type(error).__name__, error)
+        except MedflError:
+            raise
+        except Exception as error:
+            # a full disk, a line that was replaced while it was read, or whatever a frame sets off: of one site
+            log.exception("site %s", held.peer.name)
             self._end(held, f"{type(error).__name__}: {error}")
 
     def _down(self, held: _Held, after: int, connection: Connection) -> Answer:
@@ -265,7 +274,13 @@ class HttpsServer(Service):
             with self._lock:
                 lines = list(self._lines.values())
             for held in lines:
-                self._look_at(held, time.monotonic())
+                try:
+                    self._look_at(held, time.monotonic())
+                except MedflError as error:
+                    log.error("who is admitted cannot be told: %s", error)
+                except Exception:
+                    # without this thread no revocation would count any more
+                    log.exception("site %s", held.peer.name)
 
     def _look_at(self, held: _Held, now: float) -> None:
         quiet = 0.0 if held.busy else now - held.heard

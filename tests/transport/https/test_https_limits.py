@@ -3,6 +3,7 @@
 import http.client
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from toys.https_lines import Lead, Stub, until
 
+from medfl.errors import RunError
 from medfl.keys import new_tls_key, to_pem
 from medfl.transport.certificates import signing_request
 from medfl.transport.grpc.client import Address
@@ -19,6 +21,7 @@ from medfl.transport.https.frames import PATH, RENEWAL, TOKEN_HEADER, decode, en
 from medfl.transport.https.http1 import Limits
 from medfl.transport.https.tls import client_context
 from medfl.transport.mail import MAX_FRAME
+from medfl.transport.peers import Peer
 from medfl.transport.post import VERSIONS
 from medfl.transport.protocol.medfl_pb2 import Beat, Chunk, Frame, Hello, Open
 
@@ -340,3 +343,56 @@ def test_a_renewal_that_is_none_is_refused(lead: Lead, port: int):
     for body in (b"", b"\xff", b"no request"):
         assert peer.ask(RENEWAL, body)[:2] == (403, b"")
     assert lead.register.admit(peer.certificate).name == "north"
+
+
+def test_a_register_that_cannot_be_read_for_a_while_ends_nobody(
+    lead: Lead, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites are not told to stay away for good, and a revocation counts once the register can be read again."""
+    caller = Caller(lead, port)
+    line = caller.line()
+    until(lambda: lead.here("north"))
+    asked: set[str] = set()
+    with monkeypatch.context() as patch:
+
+        def broken(certificate: bytes) -> Peer:
+            asked.add(threading.current_thread().name)
+            raise RunError.at("registry.db", "cannot be read")
+
+        patch.setattr(lead.register, "admit", broken)
+        assert caller.ask(PATH, caller.hello())[0] == 503
+        assert caller.ask(f"{line}/down?after=1")[0] == 503
+        until(lambda: "https-lines" in asked, 3)
+    assert caller.ask(f"{line}/down?after=1")[0] == 200, "the line goes on"
+    lead.register.revoke("north")
+    until(lambda: not lead.here("north"), 3)
+
+
+def test_a_coordinator_that_cannot_welcome_a_site_does_not_send_it_away_for_good(
+    lead: Lead, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = Caller(lead, port)
+    with monkeypatch.context() as patch:
+
+        def full(party: str, head: str, kept: str) -> tuple[str, str]:
+            raise RunError.at("audit.log", "cannot be written: No space left on device")
+
+        patch.setattr(lead.post, "_witness", full)
+        status, body, _ = caller.ask(PATH, caller.hello())
+        assert status == 503 and not body
+    caller.line()
+
+
+def test_a_frame_that_sets_off_an_error_costs_its_line_and_no_more(
+    lead: Lead, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> None:
+        raise KeyError("surprise")
+
+    caller = Caller(lead, port)
+    line = caller.line()
+    until(lambda: lead.here("north"))
+    monkeypatch.setattr(lead.post, "take", wrong)
+    frame = Frame(open=Open(id="a-1", size=1)).SerializeToString()
+    assert caller.ask(f"{line}/up?after=0", encode([frame]))[0] in (200, 410)
+    until(lambda: not lead.here("north"), 3)
