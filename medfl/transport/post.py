@@ -181,9 +181,9 @@ class Post:
 
     def _greet(self, desk: _Desk) -> None:
         """A new process: the greeting, and then everything that is open."""
-        desk.greetings = {}
-        for ticket in desk.open.values():
+        for ticket in [*desk.greetings.values(), *desk.open.values()]:
             desk.box.forget(ticket.id)
+        desk.greetings = {}
         for number, request in enumerate(self._greeting):
             self._greet_with(desk, number, request)
         for ticket in desk.open.values():

@@ -218,7 +218,10 @@ class Remote(Transport):
                     yield self._missed(order, self._excuse(order.site) or "could not be asked", None)
                 else:
                     self._await(ticket, end, "did not answer before the round's deadline")
-                    yield self._delivery(order, ticket)
+                    found = self._delivery(order, ticket)
+                    # a new process of the site is not asked again
+                    self._post.drop([ticket], "was answered")
+                    yield found
                     unload(ticket.answer)
                     ticket.answer = None
         finally:

@@ -2,7 +2,6 @@
 
 import threading
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,7 +55,7 @@ def test_a_renewal_that_fails_is_tried_again(error: Exception, monkeypatch: pyte
     assert len(tried) == 3
 
 
-def test_whatever_a_message_sets_off_the_line_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_a_message_sets_off_the_line_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     from medfl.transport.grpc import client
     from medfl.transport.https import client as https
 

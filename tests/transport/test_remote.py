@@ -137,6 +137,24 @@ def test_a_lost_site_is_dropped_pruned_and_let_in_again(federation: Federation) 
     assert isinstance(federation.round(4)["north"].answer, TrainReply)
 
 
+def test_a_site_that_answered_and_starts_anew_is_not_asked_again(federation: Federation) -> None:
+    """While the others still train; nor what its process before was greeted with and did not take."""
+    release = threading.Event()
+    late = federation.sites["west"]
+    late.answer = usual(late, lambda header: release.wait(20) and reply("west", header["round"]))
+    orders = [TrainOrder(name, 1, {}) for name in ("north", "west")]
+    deliveries = federation.remote.train(orders, Payload("fp32", 2, (b"12345678",)))
+    assert isinstance(next(deliveries).answer, TrainReply)
+    done = threading.Thread(target=lambda: list(deliveries))
+    done.start()
+    federation.odd.end()
+    site = federation.sites["north"] = federation.call("north")
+    until(lambda: federation.office.state("north") == "ready" and federation.office.post.awaits("north") == 0)
+    release.set()
+    done.join(20)
+    assert site.came == ["join", "begin"]
+
+
 def test_a_site_that_joins_with_rubbish_takes_no_part(federation: Federation) -> None:
     federation.odd.end()
     site = Hospital("north", federation.addresses["north"], federation.folder / "again")

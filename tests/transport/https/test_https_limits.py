@@ -355,7 +355,7 @@ def test_a_register_that_cannot_be_read_for_a_while_ends_nobody(
     asked: set[str] = set()
     with monkeypatch.context() as patch:
 
-        def broken(certificate: bytes) -> Peer:
+        def broken(_: bytes) -> Peer:
             asked.add(threading.current_thread().name)
             raise RunError.at("registry.db", "cannot be read")
 
@@ -374,7 +374,7 @@ def test_a_coordinator_that_cannot_welcome_a_site_does_not_send_it_away_for_good
     caller = Caller(lead, port)
     with monkeypatch.context() as patch:
 
-        def full(party: str, head: str, kept: str) -> tuple[str, str]:
+        def full(*_: str) -> tuple[str, str]:
             raise RunError.at("audit.log", "cannot be written: No space left on device")
 
         patch.setattr(lead.post, "_witness", full)
