@@ -94,6 +94,10 @@ class Incoming:
         self.id, self.size, self.crc32 = opened.id, opened.size, opened.crc32
         self.path = spool / f"{opened.id}.{opened.size:x}.{opened.crc32:08x}"
         self._lock = threading.Lock()
+        # one announced anew with other bytes takes the place of the one before: no peer fills the disk with them
+        for other in spool.glob(f"{opened.id}.*"):
+            if other != self.path:
+                other.unlink(missing_ok=True)
         self._file = self._open()
         self.have, self._checksum = os.fstat(self._file.fileno()).st_size, 0
         if self.have > self.size:

@@ -267,3 +267,13 @@ def test_clearing_spares_what_is_on_its_way(tmp_path: Path) -> None:
     other.box.clear()
     assert [path.name.split(".")[0] for path in other.spool.iterdir()] == ["a-1"]
     assert wire.settle() and other.arrived == [("a-1", bytes(70))]
+
+
+def test_a_message_that_is_announced_again_and_again_with_other_bytes_fills_no_disk(tmp_path: Path) -> None:
+    end = End(tmp_path / "one", {})
+    line = end.box.connect(1.0)
+    for number in range(20):
+        line.take(Frame(open=Open(id="a-1", size=100, crc32=number)))
+        line.take(Frame(chunk=Chunk(id="a-1", offset=0, data=bytes(90))))
+        line.take(Frame(open=Open(id="b-2", size=50, crc32=7)))
+    assert sorted(path.name.split(".")[0] for path in end.spool.iterdir()) == ["a-1", "b-2"]
