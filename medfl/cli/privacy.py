@@ -175,15 +175,15 @@ def report(
 
 
 def _print_head(record: "RunRecord", facts: "PrivacyFacts") -> None:
-    from medfl.report.page import stopped
-    from medfl.report.text import count
+    from medfl.report.text import count, stopped
 
     for problem in facts.problems:
         _say(f"WARNING: {problem}", "bold red")
     for note in facts.notes:
         _say(f"Note: {note}", "yellow")
     rounds = count(record.summary["rounds_completed"], "round")
-    _say(f"{record.summary['study']}, {record.folder}: {rounds}. {stopped(record)}")
+    ended = stopped(record.study["stop"], record.summary["stopped_by"])
+    _say(f"{record.summary['study']}, {record.folder}: {rounds}. {ended}")
     if not facts.promised:
         _say("Nothing is promised: this run has no privacy mechanism, and there is no epsilon.", "bold")
         return

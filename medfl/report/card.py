@@ -11,7 +11,7 @@ from markupsafe import Markup
 from medfl.coordinator.files import write_text
 from medfl.errors import InputError
 from medfl.report import text, views
-from medfl.report.page import model_file, new_environment, stopped
+from medfl.report.page import model_file, new_environment
 from medfl.report.privacy import privacy_of
 from medfl.report.run import RunRecord, read_run
 
@@ -53,7 +53,7 @@ def _context(run: RunRecord) -> Mapping[str, Any]:
         "task": task,
         "channels": task["in_channels"],
         "axes": task["spatial_dims"],
-        "stopped": stopped(run),
+        "stopped": text.stopped(run.study["stop"], run.summary["stopped_by"]),
         "results": found,
         "privacy": privacy_of(run),
         "findings": views.findings(run, found),

@@ -11,7 +11,7 @@ from medfl.errors import InputError
 from medfl.federation.round import RoundPlan
 from medfl.learning.messages import SiteInfo
 from medfl.privacy.mechanisms.base import MECHANISMS
-from medfl.report.dashboard.words import STATES
+from medfl.report.dashboard.words import STATES, TAKES_PART
 from medfl.study.model import Study
 
 if TYPE_CHECKING:
@@ -77,12 +77,14 @@ class MetricsObserver(Observer):
 
     def presence(self, site: str, state: str, detail: str = "") -> None:
         with self._lock:
+            # a site's own word must not make series without end
+            state = state if state in STATES else "other"
             before = self._states.get(site)
             self._states[site] = state
             if before is not None:
                 self._sites.labels(before).dec()
             self._sites.labels(state).inc()
-            self._there.labels(site).set(state in ("connected", "ready"))
+            self._there.labels(site).set(state in TAKES_PART)
 
     def round_started(self, plan: RoundPlan) -> None:
         self._current.set(plan.round)

@@ -1,7 +1,6 @@
 """`report.html`: one self-contained page about a run, from its journal. No script, nothing from elsewhere."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def context(run: RunRecord, pictures: bool) -> dict[str, Any]:
         "summary": run.summary,
         "study": run.study,
         "study_yaml": yaml.safe_dump(dict(run.study), sort_keys=False, allow_unicode=True),
-        "stopped": stopped(run),
+        "stopped": text.stopped(run.study["stop"], run.summary["stopped_by"]),
         "period": _period(run.started, run.ended),
         "results": found,
         "findings": views.findings(run, found),
@@ -86,22 +85,6 @@ def context(run: RunRecord, pictures: bool) -> dict[str, Any]:
         "plots": {**_drawn(run, drawings, changing), "participation": _maps(run, asked, drawings)},
         "pictures": _pictures(run, pictures),
     }
-
-
-def stopped(run: RunRecord) -> str:
-    """What ended the run, in a sentence."""
-    stop, reason = run.study["stop"], run.summary["stopped_by"]
-    target = stop.get("target") or {"metric": "", "value": math.nan}
-    reached = f"{text.label(target['metric'])} reached {text.short(target['value'])}"
-    words = {
-        "rounds": "All planned rounds were run.",
-        "target": f"Stopped: {reached} on the validation images.",
-        "patience": f"Stopped: no better validation result in {stop['patience']} evaluations.",
-        "budget": "Stopped: the next round would have passed the privacy budget.",
-        "operator": "Stopped by the operator.",
-        None: "The run has not ended.",
-    }
-    return words.get(reason, f"Stopped by: {reason}.")
 
 
 def _period(started: str, ended: str) -> str:

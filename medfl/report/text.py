@@ -1,7 +1,8 @@
 """Numbers and names as a reader wants them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 LABELS = {
     "auroc": "AUROC",
@@ -83,3 +84,17 @@ def listed(names: Iterable[str], most: int = 6) -> str:
     if len(known) > most:
         return f"{', '.join(known[:most])} and {len(known) - most} more"
     return ", ".join(known[:-1]) + " and " + known[-1] if len(known) > 1 else "".join(known)
+
+
+def stopped(stop: Mapping[str, Any], reason: str | None) -> str:
+    """What ended a run, in a sentence. stop: of the study; reason: `stopped_by` of the summary."""
+    target = stop.get("target") or {"metric": "", "value": math.nan}
+    words = {
+        "rounds": "All planned rounds were run.",
+        "target": f"Stopped: {label(target['metric'])} reached {short(target['value'])} on the validation images.",
+        "patience": f"Stopped: no better validation result in {stop['patience']} evaluations.",
+        "budget": "Stopped: the next round would have passed the privacy budget.",
+        "operator": "Stopped by the operator.",
+        None: "The run has not ended.",
+    }
+    return words.get(reason, f"Stopped by: {reason}.")

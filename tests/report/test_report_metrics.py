@@ -46,6 +46,19 @@ def test_numbers_of_a_run(make_run):
     assert samples(observer)["medfl_run_ended", "rounds"] == 1
 
 
+def test_a_site_that_trains_is_connected_and_makes_no_series_of_its_own():
+    observer = MetricsObserver(study_of())
+    play(observer)
+    observer.presence("aachen", "training", "round 7")
+    found = samples(observer)
+    assert found["medfl_site_connected", "aachen"] == 1 and found["medfl_sites", "training"] == 1
+    for place in range(20):
+        observer.presence("aachen", f"made-up-{place}")
+    found = samples(observer)
+    assert found["medfl_site_connected", "aachen"] == 0 and found["medfl_sites", "other"] == 1
+    assert not [key for key in found if any("made-up" in part for part in key)]
+
+
 def test_epsilon_with_its_unit_and_budget():
     observer = MetricsObserver(study_of(**PRIVATE))
     assert samples(observer)["medfl_epsilon_budget", "site"] == 4.0

@@ -115,7 +115,7 @@ class _Site:
 
     def _change(self, known: int) -> str:
         pages = self._pages
-        data = {"title": pages.title, "news": pages.news, "parts": pages.since(known)}
+        data = {"title": pages.title, "news": pages.news, "over": pages.over, "parts": pages.since(known)}
         return f"id: {pages.cursor}\nevent: change\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 

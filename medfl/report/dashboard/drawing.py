@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medfl.report.dashboard.words import STATES
+from medfl.report.dashboard.words import STATES, TAKES_PART
 from medfl.report.text import count, label, number, short
 
 MAPPED_SITES = 48
@@ -37,6 +37,8 @@ _CROSS, _BARS, _TICK = "M-5-5 5 5M5-5-5 5", "M-4-6V6M4-6V6", "M-6 0-2 5 6-5"
 SHAPES = {
     "ready": Shape("circle", _TICK, "good"),
     "connected": Shape("circle", "M-5 0H5", "idle"),
+    "loading": Shape("circle", "M-5 0H5M0-5V5", "idle"),
+    "training": Shape("circle", "M-4-6 6 0-4 6Z", "good"),
     "held": Shape("square", "M0-7V2M0 5V7", "warn"),
     "paused": Shape("square", _BARS, "warn"),
     "away": Shape("circle", "", "idle", dashed=True),
@@ -118,7 +120,7 @@ def _node(site: str, about: Mapping[str, Any], place: tuple[float, float], above
     name = site if len(site) <= _NAME else f"{site[: _NAME // 2]}…{site[-_NAME // 2 + 1 :]}"
     ring = _arc(progress["done"] / progress["steps"]) if progress and progress["steps"] else ""
     x, y = (round(value, 1) for value in place)
-    works = about["activity"] in ("waiting", "training") and state in ("ready", "connected")
+    works = about["activity"] in ("waiting", "training") and state in TAKES_PART
     return Node(site, name, says, state, SHAPES.get(state, _UNKNOWN), x, y, ring, works, above)
 
 

@@ -17,9 +17,9 @@ from medfl.federation.round import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
 from medfl.privacy.mechanisms.base import MECHANISMS
 from medfl.report.dashboard import figures
-from medfl.report.dashboard.words import OUTCOMES, STATES, plain
+from medfl.report.dashboard.words import OUTCOMES, STATES, TAKES_PART, plain
 from medfl.report.run import read_run
-from medfl.report.text import count, label, listed, number
+from medfl.report.text import count, label, listed, number, stopped
 from medfl.study.model import Study
 from medfl.tasks.base import TASKS
 
@@ -72,6 +72,7 @@ class LiveState(Observer):
             "planned": study["stop"]["rounds"],
             "since": _now(),
             "stopped_by": None,
+            "ending": "",
             "final": None,
         }
         self._final: Mapping[str, Any] = {}
@@ -99,18 +100,21 @@ class LiveState(Observer):
             for info in sites:
                 mine = self._site(info.name)
                 mine.update(cases=dict(info.cases), skipped=len(info.skipped))
-                if mine["state"] in ("away", "connected", "held"):
+                if mine["state"] in ("away", "connected", "held", "loading"):
                     mine.update(state="ready", detail="", since=_now())
             going_on = f"; the run goes on after round {done}" if done else ""
             self._note("opened", "", f"{count(len(sites), 'site')} ready for {count(rounds, 'round')}{going_on}")
 
     def presence(self, site: str, state: str, detail: str = "") -> None:
         with self._changing("sites"):
-            said = plain(detail, site)
-            self._site(site).update(state=state, detail=said, since=_now())
-            if state not in ("connected", "ready"):
-                self._site(site).update(activity="", progress=None)
-            self._note(state, site, STATES.get(state, state) + (f": {said}" if said else ""))
+            said, mine = plain(detail, site), self._site(site)
+            # in every round each site trains and is ready again, which the log need not say
+            usual = state == "training" or (mine["state"] == "training" and state == "ready" and not said)
+            mine.update(state=state, detail=said, since=_now())
+            if state not in TAKES_PART:
+                mine.update(activity="", progress=None)
+            if not usual:
+                self._note(state, site, STATES.get(state, state) + (f": {said}" if said else ""))
 
     def round_started(self, plan: RoundPlan) -> None:
         with self._changing("run", "sites"):
@@ -154,7 +158,7 @@ class LiveState(Observer):
     def ended(self, summary: Mapping[str, Any]) -> None:
         with self._changing("run", "sites", "traffic", "privacy"):
             self._end(summary)
-            self._note("ended", "", f"the run ended: {summary['stopped_by']}")
+            self._note("ended", "", f"the run ended. {self._live['ending']}")
 
     def close(self) -> None:
         with self._changing("run", "sites"):
@@ -165,7 +169,9 @@ class LiveState(Observer):
     def _end(self, summary: Mapping[str, Any]) -> None:
         self._final = summary
         found = figures.metrics_of(summary["metrics"], self._primary)
-        self._live.update(phase="ended", round=None, stopped_by=summary["stopped_by"], final=found)
+        reason = summary["stopped_by"]
+        self._live.update(phase="ended", round=None, stopped_by=reason, final=found)
+        self._live["ending"] = stopped(self._study["stop"], reason)
         for mine in self._sites.values():
             mine.update(activity="", progress=None, loss=None)
 

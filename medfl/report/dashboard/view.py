@@ -9,7 +9,7 @@ from medfl import __version__
 from medfl.report import text, views
 from medfl.report.dashboard import drawing
 from medfl.report.dashboard.state import LiveState
-from medfl.report.dashboard.words import STATES
+from medfl.report.dashboard.words import STATES, TAKES_PART
 
 WIDE, NARROW = 600, 340
 SHOWN_ROUNDS = 50
@@ -41,6 +41,7 @@ class Pages:
         self._changed = dict.fromkeys(FRAGMENTS, 0)
         self._html: dict[str, tuple[int, str]] = {}
         self._environment = _environment()
+        self.update()
 
     def update(self) -> int:
         """Take in what changed; the version that is shown from now on."""
@@ -62,6 +63,7 @@ class Pages:
         return template.render(
             fragments=fragments,
             cursor=self.cursor,
+            over=self.over,
             run=self._parts["run"],
             title=self.title,
             news=self.news,
@@ -84,6 +86,10 @@ class Pages:
             return "Nothing has happened yet."
         last = events[-1]
         return f"{last['site']}: {last['text']}" if last["site"] else f"{last['text'][:1].upper()}{last['text'][1:]}"
+
+    @property
+    def over(self) -> bool:
+        return bool(self._parts["run"]["phase"] == "ended")
 
     def _render(self, name: str) -> str:
         kept = self._html.get(name)
@@ -120,9 +126,15 @@ def where(run: Mapping[str, Any]) -> str:
     return words[run["phase"]]
 
 
+def _hub(run: Mapping[str, Any]) -> str:
+    """Where a run is, in what fits into the coordinator's box."""
+    words = {"evaluating": "Evaluating", "broken off": "Broken off", "ended": "Ended"}
+    return words.get(run["phase"]) or where(run)
+
+
 def _tiles(parts: Mapping[str, Any]) -> dict[str, Any]:
     run, sites = parts["run"], parts["sites"]
-    there = sum(about["state"] in ("ready", "connected") for about in sites.values())
+    there = sum(about["state"] in TAKES_PART for about in sites.values())
     latest = _latest(parts)
     return {
         "run": run,
@@ -144,7 +156,7 @@ def _latest(parts: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _map(parts: Mapping[str, Any]) -> dict[str, Any]:
     maps = [drawing.site_map(parts["sites"], width) for width in (WIDE, NARROW)]
-    return {"maps": maps, "where": where(parts["run"]), "more": max(0, len(parts["sites"]) - drawing.MAPPED_SITES)}
+    return {"maps": maps, "hub": _hub(parts["run"]), "more": max(0, len(parts["sites"]) - drawing.MAPPED_SITES)}
 
 
 def _curve(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,16 @@ STATES = {
     "held": "waits for approval",
     "rejected": "declined",
     "paused": "paused",
+    "loading": "loads its images",
     "ready": "ready",
+    "training": "training",
     "lost": "connection lost",
     "pruned": "taken out",
 }
 """A site's connection, as `Observer.presence` names it."""
+
+TAKES_PART = frozenset({"connected", "loading", "ready", "training"})
+"""States of a site that is there and may be asked."""
 
 OUTCOMES = {"admit": "admitted", "down-weight": "down-weighted", "refuse": "refused"}
 

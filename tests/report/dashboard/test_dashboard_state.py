@@ -10,8 +10,10 @@ from toys.watched import PRIVATE, infos, play, play_on, record_of, study_of
 from medfl.coordinator.files import write_lines
 from medfl.errors import InputError
 from medfl.federation.round import Contribution, RoundPlan
+from medfl.report.dashboard.drawing import SHAPES
 from medfl.report.dashboard.state import KEPT_EVENTS, PARTS, LiveState
-from medfl.report.dashboard.words import HIDDEN, plain
+from medfl.report.dashboard.view import Pages
+from medfl.report.dashboard.words import HIDDEN, STATES, TAKES_PART, plain
 from medfl.report.run import read_run
 
 IDENTIFIERS = ("4711", "scan.nii", "/data", "Miller^John", "1.2.840", "p_17", "MRN-0042")
@@ -61,6 +63,28 @@ def test_changes_are_only_what_changed(state):
     before = state.snapshot()
     state.local_progress("aachen", 2, 40)
     assert before["sites"]["aachen"]["progress"] is None, "a snapshot changed after it was taken"
+
+
+def test_a_site_at_work_is_there_and_does_not_fill_the_log(state):
+    """Sites over a network tell that they load, train and are ready again."""
+    for name in state.snapshot()["sites"]:
+        state.presence(name, "ready")
+    tiles, events = Pages(state), len(state.snapshot()["events"])
+    for step in ("training", "ready", "training"):
+        state.presence("aachen", step, "" if step == "ready" else "round 7")
+    found = state.snapshot()
+    assert found["sites"]["aachen"]["state"] == "training" and len(found["events"]) == events
+    tiles.update()
+    there = "<b>{0} of {0}</b>".format(len(found["sites"]))
+    assert there in tiles.since(0)["tiles"]
+    state.presence("aachen", "ready", "round 7 failed")
+    state.presence("aachen", "paused")
+    tiles.update()
+    assert len(state.snapshot()["events"]) == events + 2 and there not in tiles.since(0)["tiles"]
+
+
+def test_every_state_is_drawn():
+    assert STATES.keys() == SHAPES.keys() and STATES.keys() > TAKES_PART
 
 
 def test_the_log_is_bounded_and_keeps_the_newest(state):

@@ -10,6 +10,7 @@
   const RETRY = 5000;
   let source = null;
   let timer = 0;
+  let ended = main.dataset.over === "true";
 
   // Changes `old` into `fresh` in place, so that focus, scrolling and opened details stay as the reader left them.
   function morph(old, fresh) {
@@ -54,7 +55,7 @@
   }
 
   function take(message) {
-    const { title, news: said, parts } = JSON.parse(message.data);
+    const { title, news: said, over, parts } = JSON.parse(message.data);
     for (const [name, html] of Object.entries(parts)) {
       const part = document.getElementById("part-" + name);
       const fresh = document.createElement("template");
@@ -62,6 +63,7 @@
       if (part) children(part, fresh.content);
     }
     main.dataset.cursor = message.lastEventId;
+    ended = over;
     document.title = title;
     if (news.textContent !== said) news.textContent = said;
     alive();
@@ -79,7 +81,8 @@
   }
 
   function again() {
-    say("Not connected. If the coordinator was started again, open the address that it printed.", true);
+    if (ended) say("The run is over.", false);
+    else say("Not connected. If the coordinator was started again, open the address that it printed.", true);
     close();
     timer = setTimeout(open, RETRY);
   }
