@@ -34,6 +34,7 @@ class PlainProgress(Observer):
         self._primary = primary
         self._rounds = 0
         self._over = False
+        self._out: set[str] = set()
 
     def opened(self, sites: Sequence[SiteInfo], rounds: int, done: int) -> None:
         self._rounds = rounds
@@ -46,8 +47,14 @@ class PlainProgress(Observer):
 
     def presence(self, site: str, state: str, detail: str = "") -> None:
         # at the end all lines end
-        if state not in _QUIET and not (self._over and state == "lost"):
+        if self._over and state == "lost":
+            return
+        if state not in _QUIET:
+            self._out.add(site)
             self._line(f"site {site}: {state}{': ' if detail else ''}{detail}")
+        elif state == "ready" and site in self._out:
+            self._out.discard(site)
+            self._line(f"site {site}: ready")
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         self._line("  ".join(cell for cell in _cells(record, self._primary, self._rounds) if cell))
@@ -136,7 +143,7 @@ def _cells(record: Mapping[str, Any], primary: str, rounds: int) -> list[str]:
     value = (metrics.get("global") or {}).get(primary, {}).get("value")
     epochs = sorted(set(record["local_epochs"].values()))
     refused = ", ".join(f"{site} refused ({why['rule']})" for site, why in record["refused"].items())
-    failed = ", ".join(f"{site} failed" for site in record["failed"])
+    failed = ", ".join(f"{site} {'late' if site in record['late'] else 'failed'}" for site in record["failed"])
     seconds = sum(record["seconds"].values())
     return [
         f"{'version' if 'version' in record else 'round'} {record['round']}/{rounds}",

@@ -180,7 +180,8 @@ def _counted_once(run: _Run) -> Check:
     }
     wrong = [f"round {key[0]}, site {key[1]}: counted {counts[key]} times" for key in sorted(admitted | counts.keys())
              if counts[key] > 1 or (key in admitted and not counts[key])]  # fmt: skip
-    return _check(name, wrong, f"{len(admitted)} admitted, {counts.total()} counted")
+    others = counts.total() - len(admitted)
+    return _check(name, wrong, f"{len(admitted)} admitted, each counted once; {others} others came")
 
 
 def _ledger_folder(run: _Run, folder: Path) -> Path | None:

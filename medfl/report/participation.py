@@ -22,7 +22,7 @@ ADMITTED = Status("admitted", "its update was combined with full weight", 0, "",
 LOWERED = Status("down-weighted", "its update was combined with less weight", 1, "v", "▼")
 REFUSED = Status("refused", "its update was refused by a rule", 2, "x", "×")
 FAILED = Status("failed", "it delivered no update", 3, "+", "+")
-LATE = Status("late", "its update came after the deadline", 5, "<", "◀")
+LATE = Status("late", "it had not answered by the deadline", 5, "<", "◀")
 KEPT = Status("kept back", "its upload gate sent nothing", 4, "o", "○")
 ABSENT = Status("not in the cohort", "it was not asked in this round", None, ".", "·")
 STATUSES = (ADMITTED, LOWERED, REFUSED, FAILED, LATE, KEPT, ABSENT)
@@ -43,10 +43,10 @@ class Event:
 
 def status(record: Mapping[str, Any], site: str) -> Status:
     """What `site` was in the round of `record`."""
-    if site in record["failed"]:
-        return FAILED
     if site in record["late"]:
         return LATE
+    if site in record["failed"]:
+        return FAILED
     verdict = record["verdicts"].get(site)
     if verdict is not None:
         return _BY_OUTCOME[verdict["outcome"]]

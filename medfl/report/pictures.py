@@ -46,10 +46,20 @@ class _Chosen:
 def pictures_of(run: RunRecord) -> Mapping[str, Any]:
     """For the report's template: {"shown": pictures, "why": why there are none}."""
     try:
-        return {"shown": sample_predictions(inputs_of(run.folder), run.folder), "why": "There are no test images."}
+        inputs = inputs_of(run.folder)
+        if _elsewhere(inputs):
+            return {"shown": [], "why": "There are no sample predictions: the images are at the sites alone."}
+        return {"shown": sample_predictions(inputs, run.folder), "why": "There are no test images."}
     except MedflError as error:
         # a report outlives the images it was made from; it says so instead of failing
         return {"shown": [], "why": f"There are no sample predictions, because {error.faults[0]}"}
+
+
+def _elsewhere(inputs: RunInputs) -> bool:
+    """Whether the run's images are on the sites' machines, as in a run over a network."""
+    source = inputs.study.data.source
+    here = inputs.data or any(site.data for site in inputs.sites)
+    return not here and source.kind == "datalist" and source.path is None
 
 
 def sample_predictions(inputs: RunInputs, run: Path, count: int = 6) -> list[Picture]:

@@ -9,10 +9,14 @@ import pytest
 
 from medfl.coordinator.journal import Journal
 from medfl.coordinator.records import metrics_json
+from medfl.coordinator.runner import inputs_of
 from medfl.errors import InputError
 from medfl.report import participation, views
 from medfl.report.page import SITES_A_MAP, write_report
+from medfl.report.participation import status
+from medfl.report.pictures import _elsewhere
 from medfl.report.run import read_run
+from medfl.study.model import DatalistSource
 from medfl.tasks.classification import metrics as classification
 
 EVIL = "<script>alert(1)</script>"
@@ -257,3 +261,17 @@ def test_statuses_differ_in_a_greyscale_print():
         order = [grey[n] for n in ("1", "2", "3", "4")]
         assert all(lighter - darker > 25 for lighter, darker in pairwise(order))
         assert len({status.mark for status in participation.STATUSES}) == len(participation.STATUSES)
+
+
+def test_a_late_site_is_late_and_not_failed():
+    record = {"participants": ["a", "b", "c"], "late": ["a"], "failed": {"a": "too late", "b": "lost"}, "verdicts": {}}
+    assert [status(record, site).name for site in "abcd"] == ["late", "failed", "kept back", "not in the cohort"]
+
+
+def test_a_run_over_a_network_says_that_its_images_are_at_the_sites(make_run, tmp_path):
+    inputs = inputs_of(make_run())
+    datalist = DatalistSource(path=None)
+    data = inputs.study.data.model_copy(update={"source": datalist})
+    away = inputs.model_copy(update={"study": inputs.study.model_copy(update={"data": data}), "sites": ()})
+    assert _elsewhere(away) and not _elsewhere(inputs)
+    assert not _elsewhere(away.model_copy(update={"data": tmp_path}))
