@@ -193,8 +193,9 @@ class Agent(Answering):
             return trained(answer)
         # the steward's word counts until the last moment
         self._studies.permit(work.hash, work.run, round_)
-        if self.home.paused is not None:
-            self.say("paused", self.home.paused.note)
+        pause = self.home.paused
+        if pause is not None:
+            self.say("paused", pause.note)
             return trained(SiteFailure(self.name, round_, f"site {self.name} was paused by its steward"))
         self.home.participation.trained(work.run, round_)
         found, digest = encode_reply(answer), sha256()

@@ -77,7 +77,7 @@ class SiteService:
     def _hold(self) -> None:
         agent = self.agent
         try:
-            self._ways.hold(agent.hello, agent.box, agent.welcomed, agent.stop, self._contact)
+            self._hold_line()
         except MedflError as error:
             self._error = error
         except Exception as error:
@@ -86,6 +86,11 @@ class SiteService:
             self._error = RunError.at(f"{agent.name}", f"its line ended: {type(error).__name__}", "see the log")
         finally:
             agent.stop.set()
+
+    def _hold_line(self) -> None:
+        """Until told to stop. Raises what makes it useless to go on."""
+        agent = self.agent
+        self._ways.hold(agent.hello, agent.box, agent.welcomed, agent.stop, self._contact)
 
     def _contact(self, state: str, detail: str) -> None:
         log.info("%s: %s", state, detail)

@@ -29,6 +29,8 @@ SHORTEST = 8
 """Fewest characters that a study's hash may be shortened to."""
 
 _DECISION = ".decision.json"
+_MOST = 1000
+"""Files: a coordinator that offers study after study does not fill the disk."""
 _SPLITS = ("train", "val", "test")
 
 
@@ -68,10 +70,13 @@ class Studies:
         self._known: dict[str, tuple[object, Standing]] = {}
 
     def offer(self, study: Study, run: str, coordinator: str) -> Standing:
-        """Keep a study that the coordinator offers, if it is new; where it stands."""
+        """Keep a study that the coordinator offers, if it is new; where it stands. RunError when there are too many."""
         key = study_hash(study)
         path = self._offer_file(key)
         if not path.exists():
+            if sum(1 for _ in self._home.studies.glob("*.json")) >= _MOST:
+                what = f"holds {_MOST} offers and decisions already, and a coordinator offers one more"
+                raise RunError.at(self._home.studies, what, "its steward removes those that nobody needs")
             told = {"hash": key, "coordinator": coordinator, "run": run, "at": now(), "study": study.to_json()}
             detail = {"study": key, "name": study.name, "run": run, "coordinator": coordinator}
             self._home.audit.append("offered", detail)

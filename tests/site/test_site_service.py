@@ -2,6 +2,7 @@
 
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,9 @@ from medfl.site import service as module
 from medfl.site.service import SiteService
 
 
-def bare(**changed: Any) -> Any:
+def bare(kind: type[SiteService] = SiteService, /, **changed: Any) -> Any:
     """A service without a home; what is not said is not there."""
-    found = SiteService.__new__(SiteService)
+    found = kind.__new__(kind)
     agent = SimpleNamespace(stop=threading.Event(), name="east", hello=None, box=None, welcomed=None)
     vars(found).update(_error=None, agent=agent, **changed)
     return found
@@ -31,6 +32,18 @@ def raising(error: Exception) -> Any:
 def test_a_line_that_ends_by_an_error_ends_the_service_with_one(error: Exception) -> None:
     """A supervisor starts again what failed, and not what was done."""
     found = bare(_ways=SimpleNamespace(hold=raising(error)))
+    found._hold()
+    assert found.agent.stop.is_set() and isinstance(found._error, RunError)
+
+
+def test_a_socket_that_cannot_be_had_ends_a_site_behind_flower_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medfl.integrations.flower import station
+
+    monkeypatch.setattr(station, "Listener", raising(PermissionError(13, "Permission denied")))
+    address = SimpleNamespace(connection=SimpleNamespace(address="127.0.0.1:1"))
+    found = bare(station.FlowerSite, _credentials=address, _folder=tmp_path)
     found._hold()
     assert found.agent.stop.is_set() and isinstance(found._error, RunError)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from medfl.errors import InputError, MedflError, RunError
+from medfl.site import studies
 from medfl.site.home import SiteHome
 from medfl.site.studies import Studies, refusals
 from medfl.study.digest import study_hash
@@ -44,6 +45,20 @@ def test_a_new_study_is_held_until_somebody_decides(home: SiteHome, study: Study
     assert kinds(home) == ["offered", "approved", "rejected"]
     (offer,) = agent.all()
     assert (offer.hash, offer.study, offer.run, offer.coordinator) == (key, study, "run-1", "lead")
+
+
+def test_a_coordinator_that_offers_study_after_study_does_not_fill_the_disk(
+    home: SiteHome, study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(studies, "_MOST", 3)
+    known = Studies(home)
+    for number in range(3):
+        known.offer(study.model_copy(update={"name": f"s{number}"}), "run-1", "lead")
+    for number in range(3, 6):
+        with pytest.raises(RunError, match="removes those that nobody needs"):
+            known.offer(study.model_copy(update={"name": f"s{number}"}), "run-1", "lead")
+    assert len(list(home.studies.glob("*.json"))) == 3 and kinds(home) == ["offered"] * 3
+    assert known.offer(study.model_copy(update={"name": "s1"}), "run-2", "lead").state == "held", "those are known"
 
 
 def test_an_approval_is_of_one_hash(home: SiteHome, study: Study):

@@ -43,16 +43,12 @@ def socket_path(home: Path) -> Path:
 class FlowerSite(SiteService):
     """`medfl site start --flower`: the same service, reached through Flower."""
 
-    def _hold(self) -> None:
-        try:
-            station = Station(self.agent, self._settings, split_address(self._credentials.connection.address)[0])
-            with Listener(station, socket_path(self._folder)):
-                self.agent.stop.wait()
-            self._error = station.refused
-        except MedflError as error:
-            self._error = error
-        finally:
-            self.agent.stop.set()
+    def _hold_line(self) -> None:
+        station = Station(self.agent, self._settings, split_address(self._credentials.connection.address)[0])
+        with Listener(station, socket_path(self._folder)):
+            self.agent.stop.wait()
+        if station.refused is not None:
+            raise station.refused
 
     def _settings(self) -> ssl.SSLContext:
         found = self._credentials
