@@ -2,7 +2,7 @@
 # make demo       one small federation from start to report, in runs/demo
 # make test       everything but the slow acceptance tests
 # make test-slow  the slow acceptance tests
-# make flower-env an environment with Flower in .venv-flower, for its tests
+# make test-flower the tests over Flower, in an environment of its own (.venv-flower)
 # make lint       style, types and the direction of imports
 # make bench      measure speed
 # make protocol   generate the messages of coordinator and site anew from medfl.proto
@@ -28,7 +28,7 @@ export MPLCONFIGDIR ?= $(CURDIR)/runs/.cache/matplotlib
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup flower-env demo test test-slow lint bench protocol docs clean
+.PHONY: help setup demo test test-slow test-flower lint bench protocol docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -45,8 +45,6 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 	@touch $@
 
 # Flower's pins do not fit beside medfl's tools
-flower-env: $(FLOWER)/.installed
-
 $(FLOWER)/.installed: pyproject.toml constraints-flower.txt
 	$(PYTHON) -m venv $(FLOWER)
 	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-flower.txt \
@@ -66,9 +64,12 @@ test: setup
 
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
-	@# without Flower its tests skip and say so
-	-$(MAKE) flower-env
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
+
+# minutes of Flower's own waiting: not a part of test-slow
+test-flower: export OMP_NUM_THREADS = 1
+test-flower: setup $(FLOWER)/.installed
+	$(BIN)/python -m pytest tests/integration/test_flower.py tests/integration/test_flower_quickstarts.py
 
 lint: setup
 	$(BIN)/ruff check .

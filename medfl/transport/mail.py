@@ -35,6 +35,10 @@ _PILED = 4096
 """Frames that wait to go out."""
 _BEATS = (0.1, 60.0)
 _BEATS_MISSED = 3
+_BRISK = 0.1
+"""Seconds that a fast line takes for a piece, at most."""
+_FAST = 32
+"""Pieces at that pace after which a line is held for a fast one."""
 _PIECE = 9.0
 """Seconds that one piece of a large message may take."""
 
@@ -136,6 +140,8 @@ class Line:
         self._strikes = RateLimit(1.0, _STRIKES)
         self._defects: dict[str, int] = {}
         self._ended = False
+        self._pulled = 0.0
+        self._brisk = 0
         self._heard = time.monotonic()
         self.inline = INLINE
         """Bytes: larger where each turn of a line costs seconds."""
@@ -235,7 +241,11 @@ class Line:
         if self._ended or not self._sending:
             return None
         message, offset = self._sending.popleft()
-        frame, offset = message.chunk(offset)
+        now = time.monotonic()
+        self._brisk = self._brisk + 1 if now - self._pulled < _BRISK else 0
+        self._pulled = now
+        # on a slow line a beat must not wait behind a long piece, and buffers take the first ones of any line at once
+        frame, offset = message.chunk(offset, long=self._brisk >= _FAST)
         if offset < message.size:
             self._sending.append((message, offset))
         return frame

@@ -14,8 +14,10 @@ from medfl.errors import RunError
 from medfl.transport.protocol.medfl_pb2 import Chunk, Frame, Open
 from medfl.update.wire import Buffer
 
-CHUNK = 2**18
-"""Bytes: so few that a piece comes in seconds over any line that deserves the name."""
+CHUNK = 2**20
+"""Bytes of a piece."""
+SHORT = 2**18
+"""Bytes of a piece on a slow line: so few that it comes in seconds over any line that deserves the name."""
 INLINE = 2**16
 """Bytes: messages up to this size travel inside their Open."""
 _CHUNK_FIELD, _DATA_FIELD = bytes([Frame.CHUNK_FIELD_NUMBER << 3 | 2]), bytes([Chunk.DATA_FIELD_NUMBER << 3 | 2])
@@ -67,11 +69,12 @@ class Outgoing:
         self.sent += len(data)
         return Frame(open=Open(id=self.id, size=self.size, crc32=self.crc32, data=data))
 
-    def chunk(self, offset: int) -> tuple[Frame, int]:
-        """At most CHUNK bytes from `offset` on; where the next begin."""
+    def chunk(self, offset: int, long: bool = False) -> tuple[Frame, int]:
+        """A piece from `offset` on, of CHUNK bytes at most or of SHORT; where the next begins."""
+        longest = CHUNK if long else min(SHORT, CHUNK)
         at = bisect_right(self._ends, offset)
         start = offset - (self._ends[at - 1] if at else 0)
-        data = bytes(self._pieces[at][start : start + CHUNK])
+        data = bytes(self._pieces[at][start : start + longest])
         self.sent += len(data)
         # in place: given as an argument, a chunk would be copied
         frame = Frame()
