@@ -281,7 +281,14 @@ class Listener:
                 accepted.close()
                 continue
             arguments = (accepted, f"{address[0]}:{address[1]}")
-            threading.Thread(target=self._serve, args=arguments, name="https", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=arguments, name="https", daemon=True).start()
+            except RuntimeError as error:
+                # no threads left for a while: this thread must not end over it
+                log.error("closed a connection from %s: %s", address[0], error)
+                accepted.close()
+                with self._lock:
+                    self._strangers -= 1
 
     def _all(self) -> int:
         return len(self._connections) + self._strangers

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from medfl.errors import RunError
 from medfl.keys import new_tls_key, to_pem
 from medfl.transport.certificates import signing_request
 from medfl.transport.grpc.client import Address
+from medfl.transport.https import http1
 from medfl.transport.https.client import Renewal, hold_https
 from medfl.transport.https.frames import PATH, RENEWAL, TOKEN_HEADER, decode, encode
 from medfl.transport.https.http1 import Limits
@@ -396,3 +398,20 @@ def test_a_frame_that_sets_off_an_error_costs_its_line_and_no_more(
     frame = Frame(open=Open(id="a-1", size=1)).SerializeToString()
     assert caller.ask(f"{line}/up?after=0", encode([frame]))[0] in (200, 410)
     until(lambda: not lead.here("north"), 3)
+
+
+def test_a_port_outlives_a_machine_without_threads(lead: Lead, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller, failed = Caller(lead, port), list[int]()
+
+    def thread(**how: Any) -> threading.Thread:
+        if how.get("name") == "https" and len(failed) < LIMITS.strangers + 1:
+            failed.append(1)
+            raise RuntimeError("can't start new thread")
+        return threading.Thread(**how)
+
+    stand_in = SimpleNamespace(Thread=thread, Lock=threading.Lock, Event=threading.Event)
+    monkeypatch.setattr(http1, "threading", stand_in)
+    for _ in range(LIMITS.strangers + 1):
+        with pytest.raises(OSError):
+            caller.connect()
+    caller.line()
