@@ -1,6 +1,6 @@
 """Flower's own processes on this machine: a SuperLink with TLS and registered nodes, and a SuperNode for each site.
 
-They run in an environment of their own (`make flower-env`), for Flower's pins do not fit beside medfl's tools.
+They run in an environment of their own (`make test-flower`), for Flower's pins do not fit beside medfl's tools.
 """
 
 import json
@@ -30,7 +30,7 @@ def flower_bin() -> Path:
     named = os.environ.get("MEDFL_TEST_FLOWER")
     found = Path(named) if named else ROOT / ".venv-flower"
     if not (found / "bin" / "flower-superlink").exists():
-        pytest.skip(f"no Flower in {found}: make flower-env, or set MEDFL_TEST_FLOWER to its environment")
+        pytest.skip(f"no Flower in {found}: make test-flower, or set MEDFL_TEST_FLOWER to its environment")
     return found / "bin"
 
 
