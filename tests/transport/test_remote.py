@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toys.services import Hospital, Office, reply, until
+from toys.services import Hospital, Office, hello, reply, until
 
 from medfl.learning.messages import Beginning, SiteFailure, TrainOrder, TrainReply
 from medfl.transport.base import Delivery
 from medfl.transport.messages import encode_statistics
+from medfl.transport.peers import Peer
+from medfl.transport.post import Post, Request
 from medfl.transport.remote import Patience, Remote, Terms
 from medfl.update.base import Payload
 from medfl.update.wire import parts
@@ -153,6 +155,16 @@ def test_a_site_that_answered_and_starts_anew_is_not_asked_again(federation: Fed
     release.set()
     done.join(20)
     assert site.came == ["join", "begin"]
+
+
+def test_a_greeting_that_a_process_did_not_take_is_not_for_the_next_one(tmp_path: Path) -> None:
+    post = Post("lead", tmp_path / "spool", lambda site, state, detail: None)
+    post.greet(Request.of("join", {"study": {}}))
+    peer = Peer("east", "site", "f" * 64, "e" * 64)
+    for session in ("1" * 32, "2" * 32, "3" * 32):
+        line = post.welcome(peer, hello("east", session=session))
+    opened = [frame.open.id for frame in line.ready(0.0, 2**20) if frame.WhichOneof("kind") == "open"]
+    assert opened == [f"join-{'3' * 16}-0"]
 
 
 def test_a_site_that_joins_with_rubbish_takes_no_part(federation: Federation) -> None:
