@@ -15,7 +15,8 @@ class Observer:
 
     def presence(self, site: str, state: str, detail: str = "") -> None:
         """A site's connection changed. state: "away", "connected", "held" (its steward is to decide), "rejected",
-        "paused", "ready", "lost", "pruned". Called from any thread."""
+        "paused", "loading", "ready", "training", "lost", "pruned"; "ready" and "training" in every round. A site may
+        send others. Called from any thread."""
 
     def round_started(self, plan: RoundPlan) -> None: ...
 

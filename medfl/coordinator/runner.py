@@ -2,13 +2,12 @@
 screens."""
 
 import json
-import logging
 import math
 import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from medfl.coordinator import records
 from medfl.coordinator.async_rounds import asynchrony, federation_for
 from medfl.coordinator.desk import NoiseDesk
+from medfl.coordinator.evaluation import Evaluation, Opened
 from medfl.coordinator.files import append_line, save_model, write_json, write_lines
 from medfl.coordinator.journal import Arrays, Journal, Where, journal_in, point_to
 from medfl.coordinator.observer import Observer
@@ -38,28 +38,10 @@ from medfl.study.build import (
     build_task,
 )
 from medfl.study.sources import Assignment, RunInputs, assign_cases
-from medfl.tasks.base import Metric, add, fits
 from medfl.transport.base import Transport
 from medfl.transport.engines import Engine, make_transport
 from medfl.update.base import Payload, Update
 from medfl.update.vector import FloatVector, Layout
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The sites as they are when a run starts."""
-
-    sites: tuple[SiteInfo, ...]
-    unseen: frozenset[str]
-
-    @property
-    def training(self) -> dict[str, int]:
-        return {info.name: info.cases["train"] for info in self.sites if info.trains}
-
-    def holding(self, split: str) -> list[str]:
-        return [info.name for info in self.sites if info.cases.get(split, 0) > 0]
 
 
 class Runner:
@@ -85,6 +67,7 @@ class Runner:
         self._observer = observer
         self._task = build_task(self.study)
         self._codec_down = build_codec_down(self.study)
+        self._evaluation = Evaluation(self.study, self._task, transport, observer, self._coded)
         self._federation: Federation
         self._journal: Journal
         self._layout: Layout
@@ -221,7 +204,7 @@ class Runner:
             observer=self._observer,
             roster={info.name: bytes.fromhex(info.identity) for info in self._opened.sites},
             desk=self._desk,
-            validate=self._validate if self.study.evaluation.public else None,
+            validate=self._evaluation.on_public if self.study.evaluation.public else None,
             code=self._coded,
         )
 
@@ -285,7 +268,7 @@ class Runner:
         metrics = None
         if number % self.study.evaluation.every == 0 or number >= stop.rounds:
             with course.clock.phase("evaluate"):
-                metrics = self._evaluate("val", course.traffic)
+                metrics = self._metrics("val", course.traffic)
         record = self._rounds.commit(self._rounds.record(outcome, metrics, course), course)
         self._initial = None
         return record
@@ -293,55 +276,19 @@ class Runner:
     def _coded(self, model: FloatVector, round_: int = 0) -> Payload:
         return self._codec_down.encode(Update(model, model.size), generator(self.study.seed, "codec-down", round_))
 
-    def _evaluate(self, split: str, traffic: dict[str, Any]) -> dict[str, Any]:
-        """Metrics of the global model on a split: of all sites together, of each site, of each unseen site."""
-        total, sites, unseen = self._task.empty(), dict[str, Any](), dict[str, Any]()
-        holding = self._opened.holding(split)
-        if self.study.privacy is not None and self.study.privacy.site_metrics == "withheld":
-            holding = [site for site in holding if site in self._opened.unseen]
-        requests = [(site, split) for site in holding]
-        there, own = [], {site for site, _ in requests if site not in self._opened.unseen}
-        for found in self._transport.evaluate(requests, self._coded(self._federation.model)):
-            if not fits(found.statistics, self._task.empty()):
-                log.warning("site %s sent statistics that are none of the task, and is left out", found.site)
-                continue
-            self._observer.evaluating(split, found.site)
-            traffic["evaluation_up_bytes"] = traffic.get("evaluation_up_bytes", 0) + found.up_bytes
-            traffic["evaluation_down_bytes"] = traffic.get("evaluation_down_bytes", 0) + found.down_bytes
-            metrics = self._task.metrics(found.statistics)
-            (unseen if found.site in self._opened.unseen else sites)[found.site] = records.metrics_json(metrics)
-            there.append(found.site)
-            if found.site in own or not own:
-                add(total, found.statistics)
-        return {
-            "split": split,
-            "over": [site for site in there if site in own or not own],
-            "global": records.metrics_json(self._task.metrics(total)),
-            "sites": sites,
-            "unseen": unseen,
-        }
+    def _metrics(self, split: str, traffic: dict[str, Any]) -> dict[str, Any]:
+        return self._evaluation.metrics(self._opened, self._federation.model, split, traffic)
 
     def _statement(self) -> dict[str, Any]:
         channel = self.study.update.channel.kind
         return records.privacy_statement(channel) if self._desk is None else self._desk.statement(channel)
-
-    def _validate(self, model: FloatVector) -> dict[str, float]:
-        """Metrics of a candidate model on the public images, for the regulator."""
-        public = self.study.evaluation.public
-        if public is None:
-            raise StudyError.at("evaluation.public", "is not set", "name the site whose images are public")
-        found = next(iter(self._transport.evaluate([(public, "val")], self._coded(model))), None)
-        if found is None or not fits(found.statistics, self._task.empty()):
-            raise RunError.at(f"site {public}", "holds the public images and did not validate the update")
-        metrics: list[Metric] = self._task.metrics(found.statistics)
-        return {metric.name: metric.value for metric in metrics if not metric.class_name}
 
     def _finish(self, done: Sequence[Mapping[str, Any]], reason: str, start_up: float) -> dict[str, Any]:
         clock, traffic = Clock(), dict[str, Any]()
         self._transport.recall()
         with clock.phase("final_evaluation"):
             split = "test" if self._opened.holding("test") else "val"
-            metrics = self._evaluate(split, traffic)
+            metrics = self._metrics(split, traffic)
         if self._desk is not None:
             self._desk.part(self._transport.exchange)
         save_model(self.out / "model", self._layout, self._federation.model, self.study)
