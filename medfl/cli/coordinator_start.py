@@ -58,6 +58,8 @@ def start(
         from medfl.coordinator.settings import CoordinatorHome
 
         home = CoordinatorHome.open(folder)
+        if over(home.run):
+            say(f"the run in {home.run} has ended: its sites are waited for once more, to tell them; Ctrl-C leaves it")
         with ExitStack() as ends:
             observers = [_progress(home, log)]
             if dashboard:
@@ -71,6 +73,18 @@ def start(
         print_json({"run": str(home.run), **summary})
     else:
         print_summary(home.run, summary)
+
+
+def over(run: Path) -> bool:
+    """Whether the run in a folder has ended, other than by its operator, after whom it can go on."""
+    import json
+
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # none yet, or cut off by a crash: the journal tells, and writes it again
+        return False
+    return summary.get("stopped_by") not in (None, "operator")
 
 
 def _serve(

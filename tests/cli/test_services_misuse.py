@@ -1,5 +1,6 @@
 """Wrong input to the services: one sentence, a remedy and an exit code; no traceback."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from toys.federations import Federation, environment
 from toys.ports import free_port
 
+from medfl.cli.coordinator_start import over
 from medfl.cli.main import main
 
 Run = Callable[..., tuple[int, str]]
@@ -97,3 +99,12 @@ def test_without_the_extra_the_command_that_installs_it_is_said(federation: Fede
     assert done.returncode == 2, text
     assert "pip install 'medfl[grpc]'" in text
     assert "Traceback" not in text
+
+
+def test_a_run_that_has_ended_is_known_before_anybody_is_waited_for(tmp_path):
+    assert not over(tmp_path), "nothing ran"
+    for reason, ended in (("rounds", True), ("budget", True), ("operator", False), (None, False)):
+        (tmp_path / "summary.json").write_text(json.dumps({"stopped_by": reason}))
+        assert over(tmp_path) is ended
+    (tmp_path / "summary.json").write_text("{")
+    assert not over(tmp_path)
