@@ -42,18 +42,19 @@ def site_mu(
     desk: type[NoiseDesk] = NoiseDesk,
     rounds: type[Rounds] = Rounds,
     channel: str = "clear",
+    sites: Sequence[str] = SITES,
 ) -> tuple[Estimate, float]:
-    """mu of site-level noise and what the ledger claims. The worst case for what a site can do to the others: all ten
-    sites pass the clip by far, nine of them point against the first, which is there or away."""
+    """mu of site-level noise and what the ledger claims. The worst case for what a site can do to the others: all
+    sites pass the clip by far, and all but the first point against it, which is there or away."""
     direction = np.full(BLOCK, BLOCK**-0.5, np.float32)
     observed: list[Vector] = []
     for away in (False, True):
         made = study({"kind": "site", "noise_multiplier": noise_multiplier, "clip": CLIP}, channel)
-        run = Coordinated(made, _cases(SITES), BLOCK, desk, rounds, source())
+        run = Coordinated(made, _cases(sites), BLOCK, desk, rounds, source())
         if rule is not None:
             run.federation.parts.regulator.append(rule())  # type: ignore[attr-defined]
-        others = dict.fromkeys(SITES[1:], -LARGE * direction)
-        run.set(others if away else {SITES[0]: LARGE * direction, **others})
+        others = dict.fromkeys(sites[1:], -LARGE * direction)
+        run.set(others if away else {sites[0]: LARGE * direction, **others})
         observed.append(run.play(calls // 2, lambda change: change @ direction))
     return mechanism_mu(*observed, paired=True, confidence=confidence), run.claim
 
