@@ -89,7 +89,7 @@ def test_a_site_that_is_gone_costs_its_rounds_and_comes_back(tmp_path: Path) -> 
         sites = {site: federation.site(site) for site in SITES}
         until(lambda: len(federation.rounds()) >= 2, why=lead.text)
         sites["hospital-c"].freeze()
-        until(lambda: any("hospital-c" in record["failed"] for record in federation.rounds()), 60, lead.text)
+        until(lambda: any("hospital-c" in record["failed"] for record in federation.rounds()), 120, lead.text)
         missed = len(federation.rounds())
         sites["hospital-c"].thaw()
         assert lead.end() == 0, lead.text

@@ -45,7 +45,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def until(what: Callable[[], Any], seconds: float = 120.0, why: str = "") -> Any:
+def until(what: Callable[[], Any], seconds: float = 240.0, why: str = "") -> Any:
     """The first true answer."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -82,7 +82,7 @@ class Service:
     def thaw(self) -> None:
         os.killpg(self.process.pid, signal.SIGCONT)
 
-    def end(self, seconds: float = 120.0) -> int:
+    def end(self, seconds: float = 240.0) -> int:
         """Its exit code, when it ends by itself."""
         try:
             return self.process.wait(seconds)
