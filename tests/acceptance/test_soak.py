@@ -1,5 +1,5 @@
 """Hundreds of rounds over real services while processes are killed and connections cut, and nothing lost or counted
-twice. MEDFL_SOAK_SITES=30 MEDFL_SOAK_ROUNDS=200 is the whole of it, in five minutes. The fakes at the end must fail what
+twice. MEDFL_SOAK_SITES=30 MEDFL_SOAK_ROUNDS=200 is the whole of it, in five minutes. Fakes at the end must fail what
 the real ones pass."""
 
 import asyncio

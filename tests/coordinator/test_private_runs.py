@@ -248,7 +248,7 @@ def test_killed_at_any_instant(tiny: Any, tmp_path: Path, nursery: Lives, mode: 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_many_times(tiny: Any, tmp_path: Path, nursery: Lives, mode: str) -> None:
-    """Run after run, killed at random instants until so many processes have died (MEDFL_KILLS=100 takes six minutes)."""
+    """Run after run, killed at random instants until so many processes have died (MEDFL_KILLS=100: six minutes)."""
     rounds, rng, dead = 40, random.Random(), 0
     privacy, channel = MODES[mode]
     make_private(tiny, {**privacy, "noise_multiplier": 40}, channel, rounds)
