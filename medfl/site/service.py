@@ -12,7 +12,7 @@ from medfl.site.answering import Answering
 from medfl.site.enrolment import Credentials, load_credentials, renew
 from medfl.site.home import SiteHome
 from medfl.site.key_holder import KeyHolder
-from medfl.transport.grpc.client import Address
+from medfl.transport.calling import Address
 from medfl.transport.grpc.enrolment import connect
 from medfl.transport.https import Fallback
 from medfl.transport.https.client import Renewal

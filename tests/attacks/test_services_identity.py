@@ -16,8 +16,8 @@ from toys.services import Caller, Hospital, Office, hello, reply, until
 from medfl.coordinator.authority import Authority
 from medfl.errors import RunError
 from medfl.keys import new_tls_key, to_pem
+from medfl.transport.calling import Refused
 from medfl.transport.certificates import Subject
-from medfl.transport.grpc.client import Refused
 from medfl.transport.grpc.enrolment import EnrolmentServer, connect
 from medfl.transport.limits import RateLimit
 from medfl.transport.mail import Outgoing

@@ -69,6 +69,7 @@ def test_a_renewal_that_fails_is_tried_again(error: Exception, monkeypatch: pyte
 
 
 def test_whatever_a_message_sets_off_the_line_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medfl.transport import calling
     from medfl.transport.grpc import client
     from medfl.transport.https import client as https
 
@@ -82,10 +83,10 @@ def test_whatever_a_message_sets_off_the_line_is_made_anew(monkeypatch: pytest.M
             raise KeyError("surprise")
 
         monkeypatch.setattr(target, "_once", once)
-        monkeypatch.setattr(target, "_FIRST", 0.01)
-        monkeypatch.setattr(target, "_SLOWEST", 0.01)
+        monkeypatch.setattr(calling, "_FIRST", 0.01)
+        monkeypatch.setattr(calling, "_SLOWEST", 0.01)
         told: list[str] = []
         hello: Any = lambda: SimpleNamespace(versions=[])  # noqa: E731
-        monkeypatch.setattr(target, "Frame", lambda hello: hello)
+        monkeypatch.setattr(calling, "Frame", lambda hello: hello)
         hold(lambda: None, hello, None, None, stop, lambda state, why, told=told: told.append(why))  # type: ignore
         assert told == ["KeyError", "KeyError"]

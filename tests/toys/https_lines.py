@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from medfl.coordinator.authority import Authority
 from medfl.coordinator.register import Register
 from medfl.keys import new_tls_key, to_pem
-from medfl.transport.grpc.client import Address
+from medfl.transport.calling import Address
 from medfl.transport.https.server import HttpsServer
 from medfl.transport.mail import Mailbox, Outgoing
 from medfl.transport.post import Post, Request, Ticket

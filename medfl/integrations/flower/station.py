@@ -18,7 +18,7 @@ from medfl.integrations.flower.envelope import INLINE, LONGEST, MOST, Envelope, 
 from medfl.integrations.flower.tunnel import Tunnel, TunnelError, context
 from medfl.site.answering import Answering
 from medfl.site.service import SiteService
-from medfl.transport.grpc.client import Refused
+from medfl.transport.calling import Refused
 from medfl.transport.invitation import split_address
 from medfl.transport.mail import Line
 from medfl.transport.post import VERSIONS

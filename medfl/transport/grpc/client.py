@@ -1,48 +1,25 @@
 """The site's end: one stream to the coordinator, opened again whenever it breaks."""
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 import grpc
 
-from medfl.errors import MedflError, RunError
+from medfl.errors import MedflError
+from medfl.transport.calling import Address, Contact, Welcomed, keep_calling, take_leave, unheard
 from medfl.transport.grpc.channel import CONNECT, open_channel
 from medfl.transport.mail import Line, Mailbox
 from medfl.transport.parcels import encoded
-from medfl.transport.post import VERSIONS
-from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye, Hello, Welcome
+from medfl.transport.protocol.medfl_pb2 import Frame, Hello
 from medfl.transport.texts import plain
 
 log = logging.getLogger(__name__)
 
-_FIRST, _SLOWEST = 0.2, 10.0
-_HEALTHY = 5.0
-"""Seconds: a line that lived so long was a good one, and is tried again at once."""
 _GREETING = 20.0
 """Seconds for the coordinator's first frame."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where the coordinator is and how to prove who calls. ca, key, certificate: PEM."""
-
-    target: str
-    ca: bytes
-    key: bytes
-    certificate: bytes
-
-
-Welcomed = Callable[[Welcome, Line], None]
-"""Called with what the coordinator said first, before anything of it is taken."""
-
-
-class Refused(RunError):
-    """The coordinator said that it is of no use to come back."""
 
 
 def hold(
@@ -51,41 +28,20 @@ def hold(
     box: Mailbox,
     welcomed: Welcomed,
     stop: threading.Event,
-    contact: Callable[[str, str], None] = lambda state, detail: None,
+    contact: Contact = unheard,
 ) -> None:
-    """Keep a line to the coordinator until told to stop. Refused when it does not want this site; anything else is
-    tried again, after a wait that grows to ten seconds.
+    """Keep a line by gRPC; see `keep_calling`. address is asked before every try, so that a renewed certificate is
+    used."""
+    keep_calling(lambda first: _once(address(), first, box, welcomed, stop), hello, stop, contact, _why)
 
-    address is asked before every try, so that a renewed certificate is used. contact(state, detail): what became of
-    the line.
-    """
-    wait = _FIRST
-    while not stop.is_set():
-        begun = time.monotonic()
-        try:
-            greeting = hello()
-            greeting.versions.extend(VERSIONS)
-            _once(address(), Frame(hello=greeting), box, welcomed, stop)
-            reason = "the line ended"
-        except Refused:
-            raise
-        except grpc.RpcError as error:
-            reason = plain(str(error.details() if isinstance(error, grpc.Call) else error))
-        except (MedflError, OSError, ValueError) as error:
-            # what one message does wrong, or a full disk, must not end the service
-            reason = plain(str(error))
-            log.warning("the line is given up: %s", reason)
-        except Exception as error:
-            reason = type(error).__name__
-            log.exception("the line is given up")
-        if stop.is_set():
-            return
-        if time.monotonic() - begun >= _HEALTHY:
-            wait = _FIRST
-        contact("away", reason)
-        log.info("no line to the coordinator (%s): again in %.1f s", reason, wait)
-        stop.wait(wait * random.uniform(0.5, 1.0))
-        wait = min(_SLOWEST, wait * 2)
+
+def _why(error: Exception) -> str | None:
+    if isinstance(error, grpc.RpcError):
+        return str(error.details() if isinstance(error, grpc.Call) else error)
+    if not isinstance(error, MedflError | OSError | ValueError):
+        return None
+    log.warning("the line is given up: %s", plain(str(error)))
+    return str(error)
 
 
 def _once(address: Address, hello: Frame, box: Mailbox, welcomed: Welcomed, stop: threading.Event) -> None:
@@ -99,7 +55,7 @@ def _once(address: Address, hello: Frame, box: Mailbox, welcomed: Welcomed, stop
             for frame in call:
                 kind = frame.WhichOneof("kind")
                 if kind == "goodbye":
-                    _take_leave(frame.goodbye, stop)
+                    take_leave(frame.goodbye, stop)
                     return
                 if line is not None:
                     with line.hearing():
@@ -111,15 +67,6 @@ def _once(address: Address, hello: Frame, box: Mailbox, welcomed: Welcomed, stop
                     out.use(line)
         finally:
             call.cancel()
-
-
-def _take_leave(goodbye: Goodbye, stop: threading.Event) -> None:
-    reason = plain(goodbye.reason)
-    log.info("the coordinator says goodbye: %s", reason)
-    if goodbye.over:
-        stop.set()
-    elif not goodbye.again:
-        raise Refused.at("coordinator", f"says: {reason}", "ask the study lead")
 
 
 @contextmanager

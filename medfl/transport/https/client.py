@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import random
 import socket
 import ssl
 import threading
@@ -15,7 +14,7 @@ from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from google.protobuf.message import DecodeError
 
 from medfl.errors import MedflError, RunError
-from medfl.transport.grpc.client import Address, Refused, Welcomed
+from medfl.transport.calling import Address, Contact, Welcomed, keep_calling, take_leave, unheard
 from medfl.transport.https.frames import (
     HAVE_HEADER,
     MAX_BODY,
@@ -32,15 +31,11 @@ from medfl.transport.https.proxy import Proxy
 from medfl.transport.https.tls import client_context
 from medfl.transport.invitation import split_address
 from medfl.transport.mail import Line, Mailbox
-from medfl.transport.post import VERSIONS
 from medfl.transport.protocol.medfl_pb2 import Certificate, Frame, Hello, RenewRequest
 from medfl.transport.texts import plain
 
 log = logging.getLogger(__name__)
 
-_FIRST, _SLOWEST = 0.2, 10.0
-_HEALTHY = 5.0
-"""Seconds: a line that lived so long was a good one, and is tried again at once."""
 _BEAT = 5.0
 _CONNECT = 10.0
 _FAREWELL = 2.0
@@ -232,40 +227,15 @@ def hold_https(
     box: Mailbox,
     welcomed: Welcomed,
     stop: threading.Event,
-    contact: Callable[[str, str], None] = lambda state, detail: None,
+    contact: Contact = unheard,
     silence: float = SILENCE,
 ) -> None:
-    """Keep a line to the coordinator until told to stop, as `medfl.transport.grpc.client.hold` does, by HTTPS and
-    through the proxy that the environment names. Refused when it does not want this site; anything else is tried again,
-    after a wait that grows to ten seconds.
+    """Keep a line by HTTPS and through the proxy that the environment names; see `keep_calling`.
 
     address is asked before every try; when it changes, a new line takes the place of the open one. silence: seconds
     after which a line is given up.
     """
-    wait = _FIRST
-    while not stop.is_set():
-        begun = time.monotonic()
-        try:
-            greeting = hello()
-            greeting.versions.extend(VERSIONS)
-            _once(address, Frame(hello=greeting), box, welcomed, stop, silence)
-            reason = "the line ended"
-        except Refused:
-            raise
-        except (MedflError, OSError, HTTPException, ValueError) as error:
-            reason = _reason(error)
-        except Exception as error:
-            # whatever a frame sets off must not end the service
-            reason = type(error).__name__
-            log.exception("the line is given up")
-        if stop.is_set():
-            return
-        if time.monotonic() - begun >= _HEALTHY:
-            wait = _FIRST
-        contact("away", reason)
-        log.info("no line to the coordinator (%s): again in %.1f s", reason, wait)
-        stop.wait(wait * random.uniform(0.5, 1.0))
-        wait = min(_SLOWEST, wait * 2)
+    keep_calling(lambda first: _once(address, first, box, welcomed, stop, silence), hello, stop, contact, _why)
 
 
 def _once(
@@ -300,12 +270,7 @@ def _take(talk: _Talk, frame: Frame, box: Mailbox, welcomed: Welcomed, stop: thr
         threading.Thread(target=talk.window.fill, args=(talk.line.frames(),), name="line-out", daemon=True).start()
         threading.Thread(target=talk.send, name="line-up", daemon=True).start()
     elif kind == "goodbye":
-        reason = plain(frame.goodbye.reason)
-        log.info("the coordinator says goodbye: %s", reason)
-        if frame.goodbye.over:
-            stop.set()
-        elif not frame.goodbye.again:
-            raise Refused.at("coordinator", f"says: {reason}", "ask the study lead")
+        take_leave(frame.goodbye, stop)
         return False
     elif kind != "beat" and talk.line is not None:
         talk.line.take(frame)
@@ -336,6 +301,10 @@ def _end_on(stop: threading.Event, talk: _Talk) -> None:
             while not talk.window.drained and time.monotonic() < end:
                 time.sleep(0.02)
         talk.end()
+
+
+def _why(error: Exception) -> str | None:
+    return _reason(error) if isinstance(error, MedflError | OSError | HTTPException | ValueError) else None
 
 
 def _reason(error: Exception) -> str:

@@ -13,8 +13,9 @@ import grpc
 
 from medfl.audit.file import rewrite
 from medfl.errors import InputError
+from medfl.transport.calling import Address, Contact, Welcomed, unheard
 from medfl.transport.grpc.channel import open_channel
-from medfl.transport.grpc.client import Address, Welcomed, hold
+from medfl.transport.grpc.client import hold
 from medfl.transport.https import Fallback
 from medfl.transport.https.client import hold_https
 from medfl.transport.mail import Line, Mailbox
@@ -66,7 +67,7 @@ class Ways:
         box: Mailbox,
         welcomed: Welcomed,
         stop: threading.Event,
-        contact: Callable[[str, str], None] = lambda state, detail: None,
+        contact: Contact = unheard,
     ) -> None:
         """As `medfl.transport.grpc.client.hold`."""
         if self._https is None or self._fallback is Fallback.NEVER:

@@ -15,8 +15,8 @@ from toys.https_lines import Lead, Stub, until
 
 from medfl.errors import RunError
 from medfl.keys import new_tls_key, to_pem
+from medfl.transport.calling import Address
 from medfl.transport.certificates import signing_request
-from medfl.transport.grpc.client import Address
 from medfl.transport.https import http1
 from medfl.transport.https.client import Renewal, hold_https
 from medfl.transport.https.frames import PATH, RENEWAL, TOKEN_HEADER, decode, encode

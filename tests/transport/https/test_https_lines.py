@@ -10,7 +10,7 @@ from toys.https_lines import Lead, Pipe, Stub, until
 from toys.ports import free_port
 
 from medfl.errors import RunError
-from medfl.transport.grpc.client import Refused
+from medfl.transport.calling import Refused
 from medfl.transport.https.client import hold_https
 from medfl.transport.https.server import HttpsServer
 from medfl.transport.post import Request
