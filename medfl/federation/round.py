@@ -235,10 +235,17 @@ class Federation:
 
     def step(self, outcome: RoundOutcome, combined: FloatVector | None, unclipped: float | None = None) -> RoundOutcome:
         """Move the model by the combined update (None: it stays), and let the hyper-parameters and the regulator take
-        in the round. unclipped: the noisy share of sites whose update was not clipped, for an adaptive clip."""
+        in the round. unclipped: the noisy share of sites whose update was not clipped, for an adaptive clip. RunError
+        when the combined update is not finite: no later round could mend the model."""
         if outcome.plan.round != self.round + 1:
             raise RunError.at(f"round {outcome.plan.round}", f"cannot be closed after round {self.round}")
         if combined is not None:
+            if not _finite(combined):
+                raise RunError.at(
+                    f"round {outcome.plan.round}",
+                    "the combined update is not finite, and would end the model for good",
+                    "put finite into federation.regulator, which refuses the site that sends such values",
+                )
             self.parts.server.apply(self.model, combined)
             outcome.moved = True
         admitted = {site: mine for site, mine in outcome.sites.items() if mine.counts}
@@ -280,6 +287,11 @@ class Federation:
         self.parts.server.restore(
             {name.removeprefix(prefix): np.array(array) for name, array in arrays.items() if name.startswith(prefix)}
         )
+
+
+def _finite(vector: FloatVector) -> bool:
+    # one pass without a temporary; squares of finite values may still pass the range
+    return math.isfinite(float(np.dot(vector, vector))) or bool(np.isfinite(vector).all())
 
 
 def _mean(values: Sequence[tuple[float, int]]) -> float:

@@ -31,6 +31,6 @@ class UploadPipeline:
         if not self.gate.allow(update, round_):
             return None
         wanted = self.memory.before(update, state)
-        payload = self.codec.encode(wanted, rng)
+        payload = self.codec.encode_with(wanted, rng, state)
         self.memory.after(wanted, lambda: self.codec.decode(payload, delta.size), state)
         return payload

@@ -1,21 +1,47 @@
 """Codec contract: a vector in, bytes out, and back. One codec serves one direction of one study.
 
-Traits: "unbiased", "additive", and one of "support-dense", "support-own", "support-shared"; `omega` is the relative
-variance E|Q(v)-v|^2 / |v|^2 of an unbiased codec. A decoder meets bytes from a peer: it raises RunError for
-anything that is not a whole payload of the expected size, before it allocates.
+Traits: "lossy" (what comes out is not what went in), "unbiased" (it is on average), "additive" (codes of equal
+settings may be summed), "scale-adaptive" or "scale-static" for quantisers, and one of "support-dense", "support-own",
+"support-shared". A decoder meets bytes from a peer: it raises RunError for anything that is not a whole payload of the
+expected size, before it allocates.
+
+Moving settings (DGC's density) are configuration fields of type `HyperparameterConfig`; their values of the round are
+in the mapping that `at` takes, as "<kind>.<field>".
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from medfl.errors import RunError
 from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.update.base import Payload, Update
-from medfl.update.vector import FloatVector
+from medfl.update.vector import FloatVector, Layout
 
 
 class Codec(Plugin[PluginConfig], ABC):
+    def bind(self, layout: Layout) -> None:
+        """Told once where each tensor lies, before the first vector. Default: of no interest."""
+
+    def at(self, values: Mapping[str, float]) -> Self:
+        """The codec with the round's moving settings. Default: nothing moves."""
+        return self
+
+    def omega(self, size: int) -> float:
+        """What the codec loses of a vector of `size` values: E|Q(v)-v|^2 / |v|^2 of an unbiased codec; 1/delta - 1 of
+        a contraction E|Q(v)-v|^2 <= (1-delta) |v|^2. Trackers damp their step by 1 / (1 + omega). Default: nothing."""
+        return 0.0
+
+    def encode_with(
+        self, update: Update, rng: np.random.Generator, state: MutableMapping[str, npt.NDArray[Any]]
+    ) -> Payload:
+        """`encode` for codecs that remember: `state` holds the sender's private arrays by dotted name ("codec.scale"),
+        and is updated in place. Default: there is nothing to remember."""
+        return self.encode(update, rng)
+
     @abstractmethod
     def encode(self, update: Update, rng: np.random.Generator) -> Payload:
         """The bytes of an update. `rng` is the round's and site's generator, for stochastic rounding."""
