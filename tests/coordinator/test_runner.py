@@ -328,7 +328,7 @@ def test_a_refused_site_costs_only_its_own_update(tiny: Any, tmp_path: Path, kin
 
 def test_without_a_regulator_one_nan_ends_the_run(tiny: Any, tmp_path: Path) -> None:
     (tiny.sites / "west.yaml").write_text("{name: west, fault: {kind: nan, from_round: 2}}")
-    with pytest.raises(RunError, match="round 2: the combined update is not finite.*federation.regulator"):
+    with pytest.raises(RunError, match=r"round 2: the combined update is not finite.*federation\.regulator"):
         simulate(tiny.inputs("federation.regulator=[]"), tmp_path / "run", Observer(), workers=1)
     assert len((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) == 1
 
