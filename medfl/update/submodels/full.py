@@ -15,6 +15,3 @@ class FullConfig(PluginConfig):
 
 class Full(SubModel):
     Config = FullConfig
-
-    def select(self, site: str, round_: int, size: int) -> None:
-        return None
