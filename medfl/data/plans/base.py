@@ -39,4 +39,8 @@ class DataPlan(Plugin[C], ABC):
         return samples.cases
 
 
-PLANS = PluginPoint("data plan", "medfl.plans", {"shards": "medfl.data.plans.shards:Shards"})
+PLANS = PluginPoint(
+    "data plan",
+    "medfl.plans",
+    {"shards": "medfl.data.plans.shards:Shards", "ring": "medfl.data.plans.ring:Ring"},
+)

@@ -1,6 +1,7 @@
 """Aggregator contract: combine the updates of a round on arrival, in place, in one vector whatever the number of sites.
 
-Traits: "linear" (a weighted sum, works under a sum-only channel).
+Traits: "linear" (a weighted sum, works under a sum-only channel) or "nonlinear"; "needs-each-update" (holds a vector a
+site until the end of the round); "needs-support" (asks which coordinates a site holds).
 """
 
 from abc import ABC, abstractmethod
@@ -27,5 +28,11 @@ class Aggregator(Plugin[PluginConfig], ABC):
 AGGREGATORS = PluginPoint(
     "aggregator",
     "medfl.aggregators",
-    {"weighted_mean": "medfl.federation.aggregation.weighted_mean:WeightedMean"},
+    {
+        "weighted_mean": "medfl.federation.aggregation.weighted_mean:WeightedMean",
+        "masked_mean": "medfl.federation.aggregation.masked_mean:MaskedMean",
+        "median": "medfl.federation.aggregation.median:Median",
+        "trimmed_mean": "medfl.federation.aggregation.trimmed_mean:TrimmedMean",
+        "majority_vote": "medfl.federation.aggregation.majority_vote:MajorityVote",
+    },
 )

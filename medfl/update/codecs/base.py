@@ -66,5 +66,11 @@ def dense_values(update: Update) -> FloatVector:
 
 
 CODECS = PluginPoint(
-    "codec", "medfl.codecs", {"fp32": "medfl.update.codecs.fp32:Fp32", "fp16": "medfl.update.codecs.fp16:Fp16"}
+    "codec",
+    "medfl.codecs",
+    {
+        "fp32": "medfl.update.codecs.fp32:Fp32",
+        "fp16": "medfl.update.codecs.fp16:Fp16",
+        "powersgd": "medfl.update.codecs.powersgd:PowerSgd",
+    },
 )
