@@ -73,6 +73,7 @@ HYPERPARAMETERS = _HyperparameterPoint(
         "loss_driven": "medfl.hyperparameters.loss_driven:LossDriven",
         "cosine": "medfl.hyperparameters.cosine:Cosine",
         "adaptive_mu": "medfl.hyperparameters.adaptive_mu:AdaptiveMu",
+        "warmup": "medfl.hyperparameters.warmup:Warmup",
         "growing": "medfl.hyperparameters.growing:Growing",
     },
 )

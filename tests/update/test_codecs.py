@@ -63,10 +63,12 @@ def test_values_that_are_not_finite_stay_visible(kind: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sparse_update_travels_dense(kind: str) -> None:
+def test_a_sparse_update_may_be_encoded(kind: str) -> None:
     update = Update(np.array([1, 2], np.float32), 5, np.array([1, 4]))
-    back = codec(kind).decode(codec(kind).encode(update, RNG), 5)
-    assert back.dense().tolist() == [0, 1, 0, 0, 2]
+    back = codec(kind).decode(codec(kind).encode(update, RNG), 5).dense()
+    assert back.shape == (5,) and np.isfinite(back).all()
+    if "lossy" not in CODECS.default(kind).traits():
+        assert back.tolist() == [0, 1, 0, 0, 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,14 +87,14 @@ def test_any_payload_is_decoded_to_the_size_or_refused(
 @pytest.mark.parametrize("kind", KINDS)
 def test_wrong_payloads_are_refused(kind: str) -> None:
     good = codec(kind).encode(Update(np.ones(4, np.float32), 4), RNG)
-    (buffer,) = good.buffers
+    *others, buffer = good.buffers
     wrong = [
-        Payload("other", 4, good.buffers),
-        Payload(kind, 5, good.buffers),
-        Payload(kind, 4, (bytes(buffer)[:-1],)),
-        Payload(kind, 4, (bytes(buffer) + b"x",)),
-        Payload(kind, 4, ()),
-        Payload(kind, 4, (buffer, buffer)),
+        Payload("other", 4, good.buffers, good.meta),
+        Payload(kind, 5, good.buffers, good.meta),
+        Payload(kind, 4, (*others, bytes(buffer)[:-1]), good.meta),
+        Payload(kind, 4, (*others, bytes(buffer) + b"x"), good.meta),
+        Payload(kind, 4, (), good.meta),
+        Payload(kind, 4, (*good.buffers, buffer), good.meta),
     ]
     for payload in wrong:
         with pytest.raises(RunError):

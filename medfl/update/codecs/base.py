@@ -71,6 +71,17 @@ CODECS = PluginPoint(
     {
         "fp32": "medfl.update.codecs.fp32:Fp32",
         "fp16": "medfl.update.codecs.fp16:Fp16",
+        "int8": "medfl.update.codecs.int8:Int8",
+        "int4": "medfl.update.codecs.int4:Int4",
+        "sign": "medfl.update.codecs.sign:Sign",
+        "qsgd": "medfl.update.codecs.qsgd:Qsgd",
+        "sketch": "medfl.update.codecs.sketch:Sketch",
+        "shrinking_grid": "medfl.update.codecs.shrinking_grid:ShrinkingGrid",
+        "topk": "medfl.update.codecs.topk:TopK",
+        "personal_topk": "medfl.update.codecs.personal_topk:PersonalTopK",
+        "random_k": "medfl.update.codecs.random_k:RandomK",
+        "stc": "medfl.update.codecs.stc:Stc",
+        "sparse_binary": "medfl.update.codecs.sparse_binary:SparseBinary",
         "powersgd": "medfl.update.codecs.powersgd:PowerSgd",
     },
 )

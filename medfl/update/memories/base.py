@@ -33,5 +33,6 @@ MEMORIES = PluginPoint(
     {
         "none": "medfl.update.memories.none:NoMemory",
         "error_feedback": "medfl.update.memories.error_feedback:ErrorFeedback",
+        "dgc": "medfl.update.memories.dgc:Dgc",
     },
 )
