@@ -7,6 +7,7 @@ values at zero the others compute exactly what the network with these tensors sl
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,13 +64,16 @@ class Units:
 
     def mask(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Whether each value of the vector is kept [size]. kept: [count]."""
-        inside = np.ones(self.layout.size, np.bool_)
+        inside = np.empty(self.layout.size, np.bool_)
         # the last entry is what WHOLE points at
         table = np.append(kept, True)
         for slot in self.layout.slots:
-            place = inside[slot.offset : slot.offset + slot.size].reshape(slot.shape)
+            found, last = np.ones(1, np.bool_), 0
             for axis in range(len(slot.shape)):
                 units = self.axes.get((slot.name, axis))
                 if units is not None:
-                    place[(slice(None),) * axis + (~table[units],)] = False
+                    between = math.prod(slot.shape[last:axis])
+                    found = np.outer(np.repeat(found, between), table[units]).ravel()
+                    last = axis + 1
+            inside[slot.offset : slot.offset + slot.size] = np.repeat(found, slot.size // max(1, found.size))
         return inside
