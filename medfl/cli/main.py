@@ -24,6 +24,7 @@ from medfl.cli import (
     study,
     synth,
 )
+from medfl.cli.list import plugins
 from medfl.cli.output import console
 from medfl.errors import MedflError, RunError
 
@@ -79,6 +80,7 @@ app.command()(simulate.simulate)
 app.command()(model.evaluate)
 app.command()(model.predict)
 app.command()(model.report)
+app.command("list")(plugins)
 app.command()(health.health)
 
 study_app = typer.Typer(no_args_is_help=True, help="Look at a study before it runs.")
