@@ -142,11 +142,10 @@ def unpack_values(buffers: tuple[Buffer, ...], count: int, precision: Precision)
     if not ((scales >= 0) & (scales <= _SCALE)).all():
         raise RunError.at("update", "has scales that are no finite magnitudes")
     values = codes.astype(np.float32)
+    values[codes == _NOT_FINITE] = np.nan
     blocks = _in_blocks(values)
     blocks *= scales[:, None]
-    values = blocks.reshape(-1)[:count]
-    values[codes == _NOT_FINITE] = np.nan
-    return values
+    return blocks.reshape(-1)[:count]
 
 
 def pack_bits(bits: npt.NDArray[np.bool_]) -> memoryview:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from medfl.errors import RunError
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.indices import Indices, pack_indices, unpack_indices
 from medfl.update.codecs.selection import largest
@@ -47,9 +48,10 @@ class TopK(SparseCodec):
 
 
 def pack_kept(kind: str, update: Update, values: FloatVector, chosen: Indices, precision: Precision) -> Payload:
-    """The payload of an update's chosen values: positions, then the values in their order."""
-    kept = pack_values(values[chosen], precision)
-    buffers = (pack_indices(in_vector(update, chosen)), *kept)
+    """The payload of the chosen values: positions (no bytes when all travel), then the values in their order."""
+    if chosen.size == update.size:
+        return Payload(kind, update.size, (b"", *pack_values(values, precision)), {"k": update.size})
+    buffers = (pack_indices(in_vector(update, chosen)), *pack_values(values[chosen], precision))
     return Payload(kind, update.size, buffers, {"k": chosen.size})
 
 
@@ -57,5 +59,8 @@ def unpack_kept(codec: SparseCodec, payload: Payload, size: int, precision: Prec
     """The update of a `pack_kept` payload: dense when nothing was left out. RunError when malformed."""
     count = codec.announced(payload, size, 1 + value_buffers(precision))
     values = unpack_values(payload.buffers[1:], count, precision)
-    indices = unpack_indices(payload.buffers[0], count, size)
-    return Update(values, size, None if count == size else indices)
+    if count == size:
+        if len(payload.buffers[0]):
+            raise RunError.at("update", "has positions although every value is there")
+        return Update(values, size)
+    return Update(values, size, unpack_indices(payload.buffers[0], count, size))
