@@ -55,7 +55,7 @@ def network_units(module: nn.Module, shape: Sequence[int]) -> Units:
 
 
 def _follow(module: nn.Module, shape: Sequence[int]) -> Follower:
-    parameters = {name: torch.empty_like(parameter, device="meta") for name, parameter in module.named_parameters()}
+    parameters = {name: torch.empty(parameter.shape, device="meta") for name, parameter in module.named_parameters()}
     buffers = {name: torch.empty_like(buffer, device="meta") for name, buffer in module.named_buffers()}
     image = torch.empty((_BATCH, *shape), device="meta")
     follower = Follower(parameters)
@@ -96,6 +96,10 @@ def _units(follower: Follower, layout: Layout) -> Units:
     for root, names in made.items():
         if root in pinned:
             kept_whole |= dict.fromkeys(names, pinned[root])
+    followed = {name for name, _ in follower.axes}
+    for slot in layout.slots:
+        if len(slot.shape) > 1 and slot.name not in followed:
+            kept_whole[slot.name] = follower.opaque.get(slot.name, "no layer that is understood uses it")
     axes = {}
     for (name, axis), ids in follower.axes.items():
         units = np.array([numbers.get(follower.ties.root(label), WHOLE) for label in ids.tolist()], np.int64)

@@ -59,7 +59,8 @@ class Follower(TorchFunctionMode):
     """Follows channels through what runs inside the context.
 
     parameters: the network's, by name, as the network sees them. ties: what was found. axes: the labels of each axis
-    of a parameter that met a channel. producers: the labels of what each weight makes.
+    of a parameter that met a channel. producers: the labels of what each weight makes. opaque: parameters that met a
+    function that is not understood, and why.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -68,7 +69,7 @@ class Follower(TorchFunctionMode):
         self.axes: dict[tuple[str, int], Ids] = {}
         self.producers: dict[str, Ids] = {}
         self._parameters = {id(tensor): (name, tensor) for name, tensor in parameters.items()}
-        self._opaque: dict[str, str] = {}
+        self.opaque: dict[str, str] = {}
         # the tensors are kept, else an id could be another tensor's later
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
 
@@ -102,8 +103,8 @@ class Follower(TorchFunctionMode):
         """Pin what the network gives out, and everything about parameters that met a function not understood."""
         self._lose(tensors, why)
         for (name, _), ids in self.axes.items():
-            if name in self._opaque:
-                self.ties.pin(ids, self._opaque[name])
+            if name in self.opaque:
+                self.ties.pin(ids, self.opaque[name])
 
     def _known(self, tensor: Tensor) -> bool:
         return id(tensor) in self._labels or id(tensor) in self._parameters
@@ -136,7 +137,7 @@ class Follower(TorchFunctionMode):
             if labels is not None:
                 self.ties.pin(labels.ids, why)
             if id(tensor) in self._parameters:
-                self._opaque.setdefault(self._parameters[id(tensor)][0], why)
+                self.opaque.setdefault(self._parameters[id(tensor)][0], why)
 
     def _rule(self, name: str) -> Rule:
         for names, rule in ((_SAME, self._same), (_MOVES, self._move), (_RESHAPES, self._move), (_SPACE, self._space)):

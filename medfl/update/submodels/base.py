@@ -178,4 +178,13 @@ def embedded(update: Update, coordinates: Coordinates | None, size: int) -> Upda
     return Update(update.values, size, coordinates if update.indices is None else coordinates[update.indices])
 
 
-SUBMODELS = PluginPoint("sub-model", "medfl.submodels", {"full": "medfl.update.submodels.full:Full"})
+SUBMODELS = PluginPoint(
+    "sub-model",
+    "medfl.submodels",
+    {
+        "full": "medfl.update.submodels.full:Full",
+        "afd": "medfl.update.submodels.afd:Afd",
+        "seeded_mask": "medfl.update.submodels.seeded_mask:SeededMask",
+        "lottery": "medfl.update.submodels.lottery:Lottery",
+    },
+)
