@@ -4,7 +4,7 @@ Averaging", NeurIPS 2019): little local work early, when the sites still move fa
     tau_i = tau_0 (1 + alpha i),  i = 0 .. E - 1,   alpha = 2 (T / (E tau_0) - 1) / (E - 1)
 
 rounded, and what is left to T comes on top of the last, so that E synchronisations cover T local steps exactly. The
-published code takes alpha = 2 T / (E tau_0 (E + 1)), whose intervals add up to T + tau_0 (E + 1). The paper takes
+published code takes alpha = 2 T / (E tau_0 (E + 1)), whose E + 1 intervals add up to T + tau_0 (E + 1). The paper takes
 E = (p T)^(1/3) synchronisations for p sites, with steps that fall as c / (t + a).
 
 For `local.steps` (or `local.epochs`, then T counts epochs), with `stop.rounds` = E: a later round keeps the last
