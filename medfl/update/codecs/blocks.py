@@ -124,7 +124,7 @@ class BlockCodec(Codec):
 
     def decode_by(self, quantiser: Quantiser, payload: Payload, size: int) -> Update:
         """The update of a payload; RunError when it is none of a vector of `size` values."""
-        if payload.meta.get("finite") is False:
+        if says_not_finite(payload):
             self.check(payload, size, ())
             return Update(np.full(size, np.nan, np.float32), size)
         head, body = quantiser.lengths(size, self.rotate, self.compress)
@@ -167,6 +167,11 @@ class BlockCodec(Codec):
             return zstandard.ZstdDecompressor().decompress(payload.buffers[0], allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise RunError.at("update", f"is no whole zstd frame: {error}") from error
+
+
+def says_not_finite(payload: Payload) -> bool:
+    """Whether the sender's vector was not finite."""
+    return payload.meta.get("finite") is False
 
 
 def stochastic(values: Rows, rng: np.random.Generator) -> None:

@@ -18,7 +18,7 @@ from pydantic import Field
 from medfl.errors import RunError
 from medfl.plugins import PluginConfig
 from medfl.update.base import Payload, Update
-from medfl.update.codecs.blocks import BlockCodec
+from medfl.update.codecs.blocks import BlockCodec, says_not_finite
 from medfl.update.codecs.symmetric import Symmetric
 
 _RADIUS = "codec.radius"
@@ -56,7 +56,7 @@ class ShrinkingGrid(BlockCodec):
         return payload
 
     def decode(self, payload: Payload, size: int) -> Update:
-        radius = payload.meta.get("radius", 0.0)
+        radius: Any = 0.0 if says_not_finite(payload) else payload.meta.get("radius")
         if type(radius) not in (int, float) or not 0 <= radius <= _LARGEST:
             raise RunError.at("update", "has no radius of its grid", "the sender must use the study's codec")
         return self.decode_by(self._grid(radius), payload, size)
