@@ -18,7 +18,7 @@ from medfl.federation.asynchronous.base import Asynchronous
 from medfl.federation.asynchronous.federation import HELD, Arrived, AsynchronousFederation, Flight, OpenStep
 from medfl.federation.round import Federation, FederationParts, RoundOutcome
 from medfl.learning.messages import SiteFailure
-from medfl.study.build import planned_steps
+from medfl.study.build import steps_of
 from medfl.study.model import Study
 from medfl.transport.base import Delivery
 from medfl.update.base import Payload
@@ -132,7 +132,7 @@ class AsyncRounds(Rounds):
 def federation_for(study: Study, parts: FederationParts, model: FloatVector) -> tuple[Federation, type[Rounds]]:
     """The federation of a study, and the rounds that go with it."""
     if isinstance(parts.schedule, Asynchronous):
-        return AsynchronousFederation(parts, study.seed, model, partial(planned_steps, study)), AsyncRounds
+        return AsynchronousFederation(parts, study.seed, model, partial(steps_of, study)), AsyncRounds
     return Federation(parts, study.seed, model), Rounds
 
 

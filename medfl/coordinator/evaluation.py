@@ -1,7 +1,7 @@
 """The sites of a run as they are when it starts, and the global model's metrics on their images."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,20 @@ class Evaluation:
             "sites": sites,
             "unseen": unseen,
         }
+
+    def losses(self, model: FloatVector, sites: Sequence[str], traffic: dict[str, Any]) -> dict[str, float]:
+        """The mean training loss of a model at each of these sites that says it. Adds its bytes to traffic: they belong
+        to the algorithm."""
+        found = {}
+        for said in self.transport.evaluate([(site, "train") for site in sites], self.code(model)):
+            traffic["up_bytes"] += said.up_bytes
+            traffic["down_bytes"] += said.down_bytes
+            if fits(said.statistics, self.task.empty()) and said.statistics["loss"][1] > 0:
+                total, count = said.statistics["loss"]
+                found[said.site] = float(total / count)
+            else:
+                log.warning("site %s sent no loss, and is left out of the probe", said.site)
+        return found
 
     def on_public(self, model: FloatVector) -> dict[str, float]:
         """Metrics of a candidate model on the public images, for the regulator."""

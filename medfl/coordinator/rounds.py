@@ -1,7 +1,7 @@
 """One round at the coordinator: orders out, updates in, the sum opened, the model moved, the round committed."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from medfl.coordinator.observer import Observer
 from medfl.errors import RunError
 from medfl.federation.round import Federation, OpenRound, RoundOutcome, RoundPlan, Validate
 from medfl.federation.summing import RoundSum
+from medfl.learning.course import SNAPSHOT
 from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.privacy.channels.base import Message, Roster
 from medfl.transport.base import Delivery, Transport
@@ -74,6 +75,7 @@ class Rounds:
     desk: NoiseDesk | None
     validate: Validate | None
     code: Callable[[FloatVector, int], Payload]
+    losses: Callable[[FloatVector, Sequence[str], dict[str, Any]], dict[str, float]]
 
     def play(self, cases: Mapping[str, int], course: Course) -> RoundOutcome:
         """The next round, or the rest of one whose sum was opened already; the federation has then moved."""
@@ -92,10 +94,20 @@ class Rounds:
         if sum_ is not None and not self._prepared(sum_, round_, course):
             return self.federation.step(round_.outcome, None)
         self._receive(round_, model, course)
+        # the step moves the model in place
+        before = self.federation.model.copy() if SNAPSHOT in plan.values else None
         with course.clock.phase("step"):
-            if sum_ is None:
-                return self._close(round_)
-            return self._open(sum_, round_.outcome, course)
+            outcome = self._close(round_) if sum_ is None else self._open(sum_, round_.outcome, course)
+        if before is not None:
+            with course.clock.phase("probe"):
+                self._probe(round_, before, course)
+        return outcome
+
+    def _probe(self, round_: OpenRound, before: FloatVector, course: Course) -> None:
+        """Ask sites for their loss of the round's mean snapshot, where the schedule wants to know."""
+        asked = self.federation.probed(round_, before)
+        if asked is not None:
+            self.federation.learn(round_.outcome, self.losses(*asked, course.traffic))
 
     def refusal(self) -> str:
         """Why the next round may not be made; "" when it may, or was paid for already."""

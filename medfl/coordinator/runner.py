@@ -206,6 +206,7 @@ class Runner:
             desk=self._desk,
             validate=self._evaluation.on_public if self.study.evaluation.public else None,
             code=self._coded,
+            losses=self._evaluation.losses,
         )
 
     def _go_back(self) -> Arrays:

@@ -19,15 +19,18 @@ import numpy as np
 
 from medfl.errors import RunError
 from medfl.federation.aggregation.base import Aggregator
+from medfl.federation.aggregation.weighted_mean import WeightedMean, WeightedMeanConfig
 from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Score, Verdict, combine
 from medfl.federation.schedule.base import Schedule
 from medfl.federation.server_steps.base import ServerStep
 from medfl.federation.summing import RoundSum, Summation
 from medfl.hyperparameters.base import Hyperparameter, Progress
+from medfl.learning.course import SNAPSHOT
 from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
 from medfl.learning.randomness import generator
-from medfl.update.base import Payload
+from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import Codec
+from medfl.update.gates.base import StandIn
 from medfl.update.vector import FloatVector
 
 Validate = Callable[[FloatVector], Score]
@@ -36,7 +39,8 @@ Validate = Callable[[FloatVector], Score]
 @dataclass(frozen=True)
 class FederationParts:
     """Everything a study says about what happens at the coordinator. values: hyper-parameters by dotted name.
-    summation: set when updates are only ever added, as integers. quorum: updates that a round needs."""
+    summation: set when updates are only ever added, as integers. quorum: updates that a round needs. stand_in: what an
+    upload gate puts in the place of sites that sent nothing."""
 
     schedule: Schedule
     codec: Codec
@@ -46,6 +50,7 @@ class FederationParts:
     values: Mapping[str, Hyperparameter]
     summation: Summation | None = None
     quorum: int = 1
+    stand_in: StandIn | None = None
 
     @property
     def compares_sites(self) -> bool:
@@ -56,17 +61,20 @@ class FederationParts:
 class RoundPlan:
     """A round before it is sent: its number from 1, its sites in combining order, its hyper-parameters.
 
-    cases: training cases of every site that is there; no site may weigh more than it joined with.
+    cases: training cases of every site that is there; no site may weigh more than it joined with. weights: what updates
+    count where that is not their cases. counted: see `TrainOrder`.
     """
 
     round: int
     cohort: tuple[str, ...]
     values: Mapping[str, float]
     cases: Mapping[str, int]
+    weights: Mapping[str, float] | None = None
+    counted: Mapping[str, int] = field(default_factory=dict)
 
     def orders(self, ledger: str = "") -> list[TrainOrder]:
         """One a site. ledger: the head of the coordinator's privacy ledger."""
-        return [TrainOrder(site, self.round, self.values, ledger) for site in self.cohort]
+        return [TrainOrder(site, self.round, self.values, ledger, self.counted.get(site, 0)) for site in self.cohort]
 
 
 @dataclass(slots=True)
@@ -127,6 +135,9 @@ class OpenRound:
         self._parts = parts
         self._bench = bench
         self._held: list[tuple[Arrival, Verdict]] = []
+        self._early = WeightedMean(WeightedMeanConfig()) if SNAPSHOT in plan.values else None
+        if self._early is not None:
+            self._early.start(bench.model.size)
         parts.aggregator.start(bench.model.size)
 
     def receive(self, reply: TrainReply) -> Contribution:
@@ -157,11 +168,35 @@ class OpenRound:
         codec = self._parts.codec if self.sum is None else self.sum.codec
         update = codec.decode(payload, self._bench.model.size)
         mine.norm = update.norm()
+        early = self._snapshot(reply)
         arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)
         verdict = combine([rule.judge(arrival, self._bench) for rule in self._parts.regulator])
+        if self._parts.stand_in is not None and verdict.outcome != "refuse" and verdict.factor != 1.0:
+            reason = f"{verdict.reason}: what stands in for a silent site cannot count for less than all"
+            verdict = Verdict("refuse", verdict.rule, reason, 0.0)
         if verdict.outcome != "refuse":
             self._take(arrival, verdict, payload)
+            if early is not None and self._early is not None:
+                self._early.add(early, self._weight(arrival, verdict))
         return verdict
+
+    def _snapshot(self, reply: TrainReply) -> Update | None:
+        if self._early is None:
+            return None
+        if reply.snapshot is None:
+            raise RunError.at(f"site {reply.site}", "sent no snapshot, which the round asks for")
+        early = self._parts.codec.decode(reply.snapshot, self._bench.model.size)
+        if not math.isfinite(early.norm()):
+            raise RunError.at(f"site {reply.site}", "sent a snapshot that is not finite")
+        return early
+
+    def _weight(self, arrival: Arrival, verdict: Verdict) -> float:
+        weights = self.outcome.plan.weights
+        return (arrival.cases if weights is None else weights.get(arrival.site, 0.0)) * verdict.factor
+
+    def snapshot(self) -> FloatVector | None:
+        """The mean of the admitted snapshots, as a change of the model [size]; None when there are none."""
+        return None if self._early is None else self._early.result()
 
     def fail(self, failure: SiteFailure) -> None:
         """Note that a site did not deliver."""
@@ -181,7 +216,7 @@ class OpenRound:
         elif self._parts.compares_sites:
             self._held.append((arrival, verdict))
         else:
-            self._parts.aggregator.add(arrival.update, arrival.cases * verdict.factor)
+            self._parts.aggregator.add(arrival.update, self._weight(arrival, verdict))
 
     def settle(self) -> FloatVector | None:
         """Judge what had to wait for the whole cohort, and combine it in order; the mean of the admitted updates."""
@@ -192,7 +227,7 @@ class OpenRound:
             final = combine([verdict, *later])
             self.outcome.sites[arrival.site].verdict = final
             if final.outcome != "refuse":
-                self._parts.aggregator.add(arrival.update, arrival.cases * final.factor)
+                self._parts.aggregator.add(arrival.update, self._weight(arrival, final))
         self._held = []
         return self._parts.aggregator.result()
 
@@ -206,16 +241,17 @@ class Federation:
         self.model = model
         self.round = 0
         self.clip = None if parts.summation is None else parts.summation.adaptive_clip()
+        self.counted: dict[str, int] = {}
 
     def plan(self, cases: Mapping[str, int]) -> RoundPlan:
         """The next round. cases: training cases of every site that is there."""
         number = self.round + 1
-        cohort = self.parts.schedule.cohort(number, cases, generator(self.seed, "schedule", number))
-        values = {name: moving.value() for name, moving in self.parts.values.items()}
+        draw = self.parts.schedule.draw(number, cases, generator(self.seed, "schedule", number))
+        values = {name: moving.value() for name, moving in self.parts.values.items()} | dict(draw.values)
         how = self.parts.summation
         if how is not None:
             values |= how.values(cases, how.clip if self.clip is None else self.clip.clip)
-        return RoundPlan(number, cohort, values, dict(cases))
+        return RoundPlan(number, draw.cohort, values, dict(cases), draw.weights, dict(self.counted))
 
     def open(self, plan: RoundPlan, validate: Validate | None = None, sum_: RoundSum | None = None) -> OpenRound:
         """Begin a round. sum_: where the updates go when the study only adds them."""
@@ -225,7 +261,34 @@ class Federation:
         """Combine, and step. RunError when it is not the next round, so that no round is counted twice."""
         combined, outcome = round_.settle(), round_.outcome
         outcome.void = self.short(sum(mine.counts for mine in outcome.sites.values()))
-        return self.step(outcome, None if outcome.void else combined)
+        if outcome.void:
+            return self.step(outcome, None)
+        return self.step(outcome, self._completed(combined, outcome))
+
+    def _completed(self, combined: FloatVector | None, outcome: RoundOutcome) -> FloatVector | None:
+        """The round's change, with what stands in for the sites that sent nothing."""
+        if self.parts.stand_in is None:
+            return combined
+        total = sum(outcome.plan.cases.values())
+        shares = {site: outcome.plan.cases[site] / total for site, mine in outcome.sites.items() if mine.counts}
+        if combined is not None:
+            combined *= np.float32(sum(shares.values()))
+        return self.parts.stand_in.complete(self.model, combined, shares)
+
+    def probed(self, round_: OpenRound, before: FloatVector) -> tuple[FloatVector, tuple[str, ...]] | None:
+        """The mean snapshot of a closed round [size] and the sites to ask for their loss of it; None where nothing is
+        asked. before: the model that the round began with."""
+        early = round_.snapshot()
+        if early is None:
+            return None
+        plan = round_.outcome.plan
+        sites = self.parts.schedule.probe(plan.round, plan.cases, generator(self.seed, "probe", plan.round))
+        return before + early, sites
+
+    def learn(self, outcome: RoundOutcome, losses: Mapping[str, float]) -> None:
+        """Let the schedule take in what the probed sites said."""
+        steps = [mine.steps for mine in outcome.sites.values() if mine.counts]
+        self.parts.schedule.learn(losses, len(outcome.plan.cases), max(steps, default=0))
 
     def short(self, updates: int) -> str:
         """Why this many updates do not make a round; "" when they do, or when there is nothing that could count."""
@@ -252,6 +315,8 @@ class Federation:
         outcome.loss_start = _mean([(mine.loss_start, mine.cases) for mine in admitted.values()])
         outcome.loss = _mean([(mine.loss, mine.cases) for mine in admitted.values()])
         self.round = outcome.plan.round
+        if outcome.moved:
+            self.counted |= dict.fromkeys(admitted, self.round)
         for rule in self.parts.regulator:
             rule.learn([(site, mine.norm) for site, mine in admitted.items()])
         for moving in self.parts.values.values():
@@ -268,9 +333,14 @@ class Federation:
             "values": {name: moving.state() for name, moving in self.parts.values.items()},
             "regulator": {rule.config.kind: rule.state() for rule in self.parts.regulator},
             "clip": None if self.clip is None else self.clip.clip,
+            "schedule": self.parts.schedule.state(),
+            "counted": dict(self.counted),
         }
         arrays = {"model": self.model}
         arrays.update({f"server.{name}": array for name, array in self.parts.server.state().items()})
+        if self.parts.stand_in is not None:
+            plain["gate"], own = self.parts.stand_in.state()
+            arrays.update({f"gate.{name}": array for name, array in own.items()})
         return plain, arrays
 
     def restore(self, plain: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:
@@ -283,10 +353,15 @@ class Federation:
             moving.restore(plain["values"][name])
         for rule in self.parts.regulator:
             rule.restore(plain["regulator"][rule.config.kind])
-        prefix = "server."
-        self.parts.server.restore(
-            {name.removeprefix(prefix): np.array(array) for name, array in arrays.items() if name.startswith(prefix)}
-        )
+        self.parts.schedule.restore(plain.get("schedule", {}))
+        self.counted = dict(plain.get("counted", {}))
+        self.parts.server.restore(_below("server.", arrays))
+        if self.parts.stand_in is not None:
+            self.parts.stand_in.restore(plain["gate"], _below("gate.", arrays))
+
+
+def _below(prefix: str, arrays: Mapping[str, FloatVector]) -> dict[str, FloatVector]:
+    return {name.removeprefix(prefix): np.array(array) for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _finite(vector: FloatVector) -> bool:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from medfl.data.plans.base import DataPlan
 from medfl.data.reasons import outward
 from medfl.errors import DataError, MedflError, RunError
 from medfl.learning.checkpoint import EpochStore, order_key
+from medfl.learning.course import SNAPSHOT, Course, Feed, batches, planned_steps
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
 from medfl.learning.messages import TrainOrder, TrainReply
@@ -32,7 +33,7 @@ from medfl.learning.rules.base import LocalContext, LocalRule
 from medfl.privacy.codec import GridCodec
 from medfl.privacy.grid import BIT, CAP, CLIP, Grid, weight_of
 from medfl.tasks.base import Prediction, Statistics, Task
-from medfl.update.base import Payload
+from medfl.update.base import Payload, Update, Upload
 from medfl.update.memories.base import SiteState
 from medfl.update.pipeline import UploadPipeline
 from medfl.update.vector import FloatVector
@@ -53,7 +54,8 @@ Tamper = Callable[[FloatVector], FloatVector]
 
 @dataclass(frozen=True)
 class LocalParts:
-    """Everything a study says about what happens at a site."""
+    """Everything a study says about what happens at a site. snapshots: whether the study's schedule may ask for them:
+    an order alone may not, or a coordinator could have updates sent past the channel."""
 
     task: Task
     plan: DataPlan[Any]
@@ -64,6 +66,7 @@ class LocalParts:
     gradient_clip: float | None
     max_steps: int | None
     seed: int
+    snapshots: bool = False
 
 
 class SiteExecutor:
@@ -108,19 +111,23 @@ class SiteExecutor:
         torch.manual_seed(torch_seed(self.parts.seed, "local", order.round, order.site))
         private = dict(state)
         cases = self.parts.plan.unique(data.site, order.round, samples)
+        snapshot = None
         if disclosure is not None and disclosure.plan.kind != "site":
             steps, payload = self._privately(samples, order, model, private, cases, disclosure, tamper)
-            course = _Course.untold(steps)
+            course = Course.untold(steps)
             trained = time.perf_counter()
         else:
             key = "" if checkpoints is None else order_key(checkpoints.run, order, model, cases)
             mark = None if checkpoints is None else partial(Bookmark, checkpoints, key)
-            course = self._run(samples, order, model, private, step_done, mark)
+            course, context = self._run(samples, order, model, private, step_done, mark)
             trained = time.perf_counter()
             if disclosure is not None:
                 disclosure.permit(order.round)
-                course = _Course.untold(len(course.losses))
-            payload = self._upload(model, order, private, cases, tamper)
+                course = Course.untold(len(course.losses))
+            payload = self._upload(model, order, private, cases, tamper, context)
+            if SNAPSHOT in context.scratch:
+                early = self._clean(context.scratch[SNAPSHOT].numpy(), order)
+                snapshot = self.parts.pipeline.codec.encode(Update(early, early.size), self._rng("snapshot", order))
         _check_finite(private, order)
         state.clear()
         state.update(private)
@@ -136,6 +143,7 @@ class SiteExecutor:
             loss=course.mean(slice(-course.per_epoch, None)),
             seconds={"train": trained - started, "total": finished - started},
             skipped=Counter(outward(case.reason) for case in data.skipped),
+            snapshot=snapshot,
         )
 
     def _run(
@@ -146,18 +154,18 @@ class SiteExecutor:
         state: SiteState,
         step_done: StepDone | None,
         mark: Callable[[LocalTraining], Bookmark] | None,
-    ) -> "_Course":
+    ) -> tuple[Course, LocalContext]:
         indices = self.parts.plan.indices(order.site, order.round, len(samples))
         if not len(indices):
             raise DataError.at(f"site {order.site}, round {order.round}", "the data plan leaves nothing to train on")
         per_epoch = math.ceil(len(indices) / self.parts.batch_size)
-        steps = per_epoch * max(1, round(order.values["local.epochs"]))
-        steps = min(steps, self.parts.max_steps or steps)
-        before = dict(state)
-        context = self._begin(order, model, state, steps)
-        optimizer = self.parts.optimizer.build(self.network.parameters, order.values["local.learning_rate"])
+        steps = planned_steps(order.values, per_epoch, self.parts.max_steps)
         labels = samples.labels()
         weights = self.parts.task.weights(labels)
+        feed = Feed(samples, weights, self.parts.batch_size)
+        before = dict(state)
+        context = self._begin(order, model, state, steps, partial(self._full_gradient, feed, indices))
+        optimizer = self.parts.optimizer.build(self.network.parameters, order.values["local.learning_rate"])
         losses = torch.zeros(steps, device=self.device)
         bookmark = None
         if mark is not None:
@@ -166,14 +174,14 @@ class SiteExecutor:
         start = 0 if bookmark is None else bookmark.resume()
         rng = generator(self.parts.seed, "shuffle", order.round, order.site)
         sizes = np.zeros(steps)
-        for step, chosen in enumerate(_batches(indices, self.parts.batch_size, steps, rng)):
+        early = int(order.values.get(SNAPSHOT, 1.0) * steps) if self.parts.snapshots else steps
+        for step, chosen in enumerate(batches(indices, self.parts.batch_size, steps, rng)):
             sizes[step] = len(chosen)
             if step < start:
                 continue
-            batch = dict(samples.batch(chosen))
-            if weights is not None:
-                batch["weight"] = weights[chosen]
-            losses[step] = self._step(context, batch, optimizer)
+            if step == early:
+                context.scratch[SNAPSHOT] = (self.network.parameters.detach() - context.anchor).cpu()
+            losses[step] = self._step(context, feed.batch(chosen), optimizer)
             if step_done is not None:
                 step_done(step + 1, steps)
             if bookmark is not None and (step + 1) % per_epoch == 0 and step + 1 < steps:
@@ -187,9 +195,16 @@ class SiteExecutor:
             )
         for rule in self.parts.rules:
             rule.finish(context)
-        return _Course(found, sizes, per_epoch)
+        return Course(found, sizes, per_epoch), context
 
-    def _begin(self, order: TrainOrder, model: FloatVector, state: SiteState, steps: int) -> LocalContext:
+    def _begin(
+        self,
+        order: TrainOrder,
+        model: FloatVector,
+        state: SiteState,
+        steps: int,
+        full_gradient: Callable[[LocalContext], torch.Tensor] | None = None,
+    ) -> LocalContext:
         self.network.load(model)
         self.network.module.train()
         if self.local is not None and self._fresh_local is not None:
@@ -205,7 +220,11 @@ class SiteExecutor:
             values=order.values,
             steps=steps,
             device=self.device,
+            counted=order.counted,
+            omega=self.parts.pipeline.codec.omega(model.size),
         )
+        if full_gradient is not None:
+            context.full_gradient = partial(full_gradient, context)
         for rule in self.parts.rules:
             rule.begin(context)
         return context
@@ -213,18 +232,48 @@ class SiteExecutor:
     def _step(self, context: LocalContext, arrays: dict[str, Any], optimizer: torch.optim.Optimizer) -> torch.Tensor:
         self.network.gradient.zero_()
         batch = self.parts.task.to_device(arrays, self.device)
-        loss = None
-        for rule in self.parts.rules:
-            loss = rule.loss(context, self.network.module, batch) if loss is None else loss
-        if loss is None:
-            loss = self.parts.task.loss(self.network.module, batch)
+        loss = self._loss(context, batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        context.gradient_at = partial(self._gradient_at, context, batch)
         for rule in self.parts.rules:
             rule.direction(context)
         if self.parts.gradient_clip is not None:
             clip_gradient(self.network.gradient, self.parts.gradient_clip)
         optimizer.step()
         return loss.detach()
+
+    def _loss(self, context: LocalContext, batch: Any) -> torch.Tensor:
+        for rule in self.parts.rules:
+            loss = rule.loss(context, self.network.module, batch)
+            if loss is not None:
+                return loss
+        return self.parts.task.loss(self.network.module, batch)
+
+    def _gradient_at(self, context: LocalContext, batch: Any, point: torch.Tensor) -> torch.Tensor:
+        """The batch's gradient [size] at `point` [size]; parameters and gradient are as before afterwards."""
+        network = self.network
+        here, gradient = network.parameters.detach().clone(), network.gradient.clone()
+        with torch.no_grad():
+            network.parameters.copy_(point)
+        network.gradient.zero_()
+        self._loss(context, batch).backward()  # type: ignore[no-untyped-call]
+        found = network.gradient.clone()
+        with torch.no_grad():
+            network.parameters.copy_(here)
+        network.gradient.copy_(gradient)
+        return found
+
+    def _full_gradient(self, feed: Feed, indices: npt.NDArray[np.int64], context: LocalContext) -> torch.Tensor:
+        """The mean gradient [size] over all samples, in batches."""
+        self.network.gradient.zero_()
+        for start in range(0, len(indices), feed.size):
+            chosen = indices[start : start + feed.size]
+            batch = self.parts.task.to_device(feed.batch(chosen), self.device)
+            loss = self._loss(context, batch) * (len(chosen) / len(indices))
+            loss.backward()  # type: ignore[no-untyped-call]
+        found = self.network.gradient.clone()
+        self.network.gradient.zero_()
+        return found
 
     def _privately(
         self,
@@ -251,7 +300,7 @@ class SiteExecutor:
         private.train(context, self.parts.rules, optimizer, noise, self._rng("views", order))
         for rule in self.parts.rules:
             rule.finish(context)
-        return plan.steps, self._upload(model, order, state, cases, tamper)
+        return plan.steps, self._upload(model, order, state, cases, tamper, context)
 
     def _private_sgd(self, samples: SampleSet, disclosure: Disclosure) -> "PrivateSgd":
         """The site's sampler and engine, made once."""
@@ -274,8 +323,19 @@ class SiteExecutor:
     def _rng(self, purpose: str, order: TrainOrder) -> np.random.Generator:
         return generator(self.parts.seed, purpose, order.round, order.site)
 
+    def _clean(self, delta: FloatVector, order: TrainOrder) -> FloatVector:
+        if not np.isfinite(delta).all():
+            raise _not_finite(["update"], order)
+        return delta
+
     def _upload(
-        self, model: FloatVector, order: TrainOrder, state: SiteState, cases: int, tamper: Tamper | None
+        self,
+        model: FloatVector,
+        order: TrainOrder,
+        state: SiteState,
+        cases: int,
+        tamper: Tamper | None,
+        context: LocalContext,
     ) -> Payload | None:
         """The change since `model` through the pipeline; on the round's grid where updates are only added."""
         delta = np.empty_like(model)
@@ -289,7 +349,12 @@ class SiteExecutor:
             pipeline = replace(
                 pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP]), int(order.values[BIT]))
             )
-        return pipeline.run(delta, order.site, order.round, state, self._rng("codec", order))
+        upload = Upload(order.site, order.round, order.counted, model)
+        payload = pipeline.run(delta, upload, state, self._rng("codec", order))
+        if payload is not None:
+            for rule in self.parts.rules:
+                rule.sent(context, partial(pipeline.codec.decode, payload, delta.size))
+        return payload
 
     def evaluate(self, samples: SampleSet, model: FloatVector) -> Statistics:
         """The task's additive statistics of the global vector on these samples."""
@@ -299,24 +364,6 @@ class SiteExecutor:
     def predict(self, sample: Sample, info: SampleInfo, model: FloatVector) -> Prediction:
         self.network.load(model)
         return self.parts.task.predict(self.network.module, sample, info, self.device)
-
-
-@dataclass(frozen=True)
-class _Course:
-    """The losses [steps] of a local training, mean over each batch, and the batches' sizes [steps]."""
-
-    losses: npt.NDArray[np.float32]
-    sizes: npt.NDArray[np.float64]
-    per_epoch: int
-
-    @classmethod
-    def untold(cls, steps: int) -> "_Course":
-        """Steps whose losses stay at the site: under differential privacy they would be one more release."""
-        return cls(np.full(steps, np.nan, np.float32), np.ones(steps), max(1, steps))
-
-    def mean(self, steps: slice) -> float:
-        """Mean over the samples of these steps; the last batch of an epoch may be smaller than the others."""
-        return float(np.average(self.losses[steps], weights=self.sizes[steps])) if len(self.losses) else math.nan
 
 
 def _check_finite(arrays: Mapping[str, npt.NDArray[Any]], order: TrainOrder) -> None:
@@ -331,17 +378,3 @@ def _not_finite(wrong: Sequence[str], order: TrainOrder) -> MedflError:
         f"training left values that are not finite in {', '.join(wrong)}",
         "lower the learning rates or set local.gradient_clip",
     )
-
-
-def _batches(
-    indices: npt.NDArray[np.int64], size: int, steps: int, rng: np.random.Generator
-) -> Iterator[npt.NDArray[np.int64]]:
-    """`steps` batches; every epoch is a fresh permutation of all indices."""
-    done = 0
-    while done < steps:
-        order = rng.permutation(indices)
-        for start in range(0, len(order), size):
-            if done == steps:
-                return
-            yield order[start : start + size]
-            done += 1

@@ -47,19 +47,22 @@ class LedgerHeads:
 @dataclass(frozen=True, slots=True)
 class TrainOrder:
     """Train in this round. values: the round's hyper-parameters ("local.epochs", "local.learning_rate", ..). ledger:
-    the head of the coordinator's privacy ledger, "" without one."""
+    the head of the coordinator's privacy ledger, "" without one. counted: the last round in which an update of this
+    site moved the model, 0 before there was one; what a site remembers of an update that did not count is void."""
 
     site: str
     round: int
     values: Mapping[str, float]
     ledger: str = ""
+    counted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TrainReply:
     """A site's answer to a TrainOrder.
 
-    payload: the sealed update, or None when the upload gate kept it back. cases: unique cases trained on.
+    payload: the sealed update, or None when the upload gate kept it back. snapshot: the change of the model at an
+    earlier step, where the order's values ask for it ("local.snapshot"). cases: unique cases trained on.
     loss_start / loss: mean training loss over the first epoch and over the last. seconds: training, and all of it.
     ledger: the head of the site's privacy ledger, "" without one. skipped: cases that could not be used, by reason.
     """
@@ -75,6 +78,7 @@ class TrainReply:
     seconds: Mapping[str, float] = field(default_factory=dict)
     ledger: str = ""
     skipped: Mapping[str, int] = field(default_factory=dict)
+    snapshot: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True)

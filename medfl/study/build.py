@@ -14,6 +14,7 @@ from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.federation.summing import Summation
 from medfl.hyperparameters.base import HYPERPARAMETERS, Hyperparameter
 from medfl.hyperparameters.constant import ConstantConfig
+from medfl.learning.course import planned_steps
 from medfl.learning.rules.base import RULES
 from medfl.privacy.channels.base import CHANNELS, Channel
 from medfl.privacy.mechanisms.base import MECHANISMS, Facts, Mechanism, NoisePlan
@@ -62,6 +63,7 @@ def build_local(study: Study) -> "LocalParts":
         gradient_clip=local.gradient_clip,
         max_steps=local.max_steps,
         seed=study.seed,
+        snapshots="snapshots" in study.federation.schedule.traits(),
     )
 
 
@@ -77,13 +79,13 @@ def build_federation(study: Study, noise: NoisePlan | None = None) -> Federation
         values=build_values(study),
         summation=build_summation(study, noise),
         quorum=federation.quorum,
+        stand_in=GATES.build(study.update.gate).stand_in(),
     )
 
 
-def planned_steps(study: Study, cases: int, values: Mapping[str, float]) -> int:
+def steps_of(study: Study, cases: int, values: Mapping[str, float]) -> int:
     """Local steps of an order to a site with so many training cases, as far as the coordinator can tell."""
-    steps = math.ceil(cases / study.local.batch_size) * max(1, round(values["local.epochs"]))
-    return min(steps, study.local.max_steps or steps)
+    return planned_steps(values, math.ceil(cases / study.local.batch_size), study.local.max_steps)
 
 
 def build_channel(study: Study) -> Channel:

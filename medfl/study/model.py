@@ -69,6 +69,9 @@ class LocalSection(Section):
     batch_size: int = Field(16, ge=1)
     optimizer: OptimizerConfig = AdamOptimizer()
     gradient_clip: float | None = Field(5.0, gt=0, description="Euclidean norm; null for none")
+    steps: Annotated[SerializeAsAny[HyperparameterConfig], HYPERPARAMETERS] | None = Field(
+        None, description="local steps of a round in place of epochs: the same number at every site"
+    )
     max_steps: int | None = Field(None, ge=1, description="upper bound of a round's local steps")
     plan: Annotated[Chosen, PLANS] = Field(default={"kind": "shards"}, validate_default=True)
     rules: tuple[Annotated[Chosen, RULES], ...] = Field(default=({"kind": "sgd"},), validate_default=True)
@@ -79,6 +82,11 @@ class LocalSection(Section):
         if isinstance(epochs, ConstantConfig) and not epochs.value.is_integer():
             raise ValueError("must be a whole number")
         return at_least(epochs, 1)
+
+    @field_validator("steps")
+    @classmethod
+    def _whole_steps(cls, steps: HyperparameterConfig | None) -> HyperparameterConfig | None:
+        return None if steps is None else cls._whole_epochs(steps)
 
     @field_validator("learning_rate")
     @classmethod

@@ -31,9 +31,17 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
     # fixed width, so that equal rounds are equally many bytes
     header["seconds"] = {phase: f"{value:012.6f}" for phase, value in reply.seconds.items()}
     header["skipped"] = dict(reply.skipped)
-    if reply.payload is None:
-        return parts(header)
-    return parts({**header, "payload": reply.payload.header()}, reply.payload.buffers)
+    buffers: list[Buffer] = []
+    for name in _PAYLOADS:
+        payload: Payload | None = getattr(reply, name)
+        if payload is not None:
+            header[name] = {**payload.header(), "buffers": len(payload.buffers)}
+            buffers += payload.buffers
+    return parts(header, buffers)
+
+
+_PAYLOADS = ("payload", "snapshot")
+"""Coded vectors of a reply, in the order of their buffers."""
 
 
 _REPLY_FIELDS: dict[str, type] = {
@@ -51,14 +59,28 @@ _REPLY_FIELDS: dict[str, type] = {
 def decode_reply(message: Buffer) -> TrainReply:
     """The reply of a received message; RunError naming every field that is missing, unknown or of a wrong type."""
     header, buffers = unpack(message)
-    described = header.pop("payload", None)
+    vectors: dict[str, Any] = _vectors(header, buffers)
     seconds, skipped = _seconds(header.pop("seconds", None)), _skipped(header.pop("skipped", None))
     wrong = sorted(header.keys() ^ _REPLY_FIELDS.keys())
     wrong += [name for name, kind in _REPLY_FIELDS.items() if name in header and not _is(header[name], kind)]
     if wrong:
         raise RunError.at("reply", f"fields {', '.join(wrong)} are not those of a training reply")
-    payload = None if described is None else Payload.of(described, buffers)
-    return TrainReply(**header, seconds=seconds, skipped=skipped, payload=payload)
+    return TrainReply(**header, seconds=seconds, skipped=skipped, **vectors)
+
+
+def _vectors(header: dict[str, Any], buffers: list[memoryview]) -> dict[str, Any]:
+    """The coded vectors of a reply by field; takes their descriptions off the header."""
+    found = {}
+    for name in _PAYLOADS:
+        described = header.pop(name, None)
+        count = described.get("buffers") if isinstance(described, dict) else 0
+        if type(count) is not int or not 0 <= count <= len(buffers):
+            raise RunError.at("reply", f"describes a {name} that it does not carry")
+        found[name] = None if described is None else Payload.of(described, buffers[:count])
+        buffers = buffers[count:]
+    if buffers:
+        raise RunError.at("reply", f"carries {len(buffers)} buffers that it does not describe")
+    return found
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -43,6 +43,17 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """Whose update, and of which round. counted: the last round in which an update of the site moved the model, 0
+    before there was one. model: the global vector [size] that the site trained from."""
+
+    site: str
+    round: int
+    counted: int
+    model: FloatVector
+
+
+@dataclass(frozen=True, slots=True)
 class Payload:
     """Coded bytes of one vector. `meta` is JSON-able and travels in the message header."""
 

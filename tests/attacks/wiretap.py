@@ -155,6 +155,7 @@ class Tapped:
             desk=None if noise is None else self._desk(noise),
             validate=None,
             code=_coded,
+            losses=lambda model, sites, traffic: {},
         )
 
     def _disclosure(self, data: SiteData, noise: Noise) -> Disclosure:

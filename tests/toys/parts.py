@@ -36,9 +36,9 @@ def plugin(point: PluginPoint, kind: str, **settings: Any) -> Any:
     return point.build(configured(point, kind, **settings))
 
 
-def pipeline(codec: str = "fp32", memory: str = "none") -> UploadPipeline:
+def pipeline(codec: str = "fp32", memory: str = "none", gate: str = "always") -> UploadPipeline:
     return UploadPipeline(
-        plugin(SUBMODELS, "full"), plugin(GATES, "always"), plugin(MEMORIES, memory), plugin(CODECS, codec)
+        plugin(SUBMODELS, "full"), plugin(GATES, gate), plugin(MEMORIES, memory), plugin(CODECS, codec)
     )
 
 
@@ -97,12 +97,21 @@ class Federated:
         return self.federation.model
 
     def round(self) -> RoundOutcome:
+        before = self.federation.model.copy()
         plan = self.federation.plan(self.cases)
         open_ = self.federation.open(plan, self.validate)
         for order in plan.orders():
             data, state = self.sites[order.site], self.states[order.site]
             open_.receive(self.executor.train(data, order, self.federation.model, state))
-        return self.federation.close(open_)
+        outcome = self.federation.close(open_)
+        asked = self.federation.probed(open_, before)
+        if asked is not None:
+            self.federation.learn(outcome, {site: self.loss(site, asked[0]) for site in asked[1]})
+        return outcome
+
+    def loss(self, site: str, model: np.ndarray[Any, np.dtype[np.float32]]) -> float:
+        total, count = self.executor.evaluate(self.sites[site].splits["train"], model)["loss"]
+        return float(total / count)
 
     def run(self, rounds: int) -> list[RoundOutcome]:
         return [self.round() for _ in range(rounds)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from medfl.plugins import PluginConfig
 from medfl.privacy.codec import GridCodec
 from medfl.privacy.grid import Grid
-from medfl.update.base import Payload, Update
+from medfl.update.base import Payload, Update, Upload
 from medfl.update.codecs.base import CODECS, Codec
 from medfl.update.gates.base import GATES, UploadGate
 from medfl.update.memories.base import MEMORIES, Memory, SiteState
@@ -40,6 +40,10 @@ class Forgetful(ErrorFeedback):
         state["memory.residual"] = np.zeros(wanted.size, np.float32)
 
 
+def upload(round_: int) -> Upload:
+    return Upload("a", round_, round_ - 1, np.zeros(SIZE, np.float32))
+
+
 def pipeline(memory: Memory, codec: Codec | None = None) -> UploadPipeline:
     return UploadPipeline(
         SUBMODELS.build(SUBMODELS.default("full")),
@@ -56,7 +60,7 @@ def error_feedback(decay: float = 1.0) -> ErrorFeedback:
 def sent_by(way: UploadPipeline, updates: list[FloatVector], state: SiteState) -> FloatVector:
     total = np.zeros(SIZE, np.float64)
     for round_, update in enumerate(updates, 1):
-        payload = way.run(update, "a", round_, state, RNG)
+        payload = way.run(update, upload(round_), state, RNG)
         assert payload is not None
         total += way.codec.decode(payload, SIZE).dense()
     return total.astype(np.float32)
@@ -102,7 +106,7 @@ def test_the_memory_keeps_what_the_clip_cut_off_and_what_is_sent_is_bounded() ->
     delta = np.full(SIZE, 3.0, np.float32)
     for round_ in range(1, 6):
         before = state.get("memory.residual", np.zeros(SIZE, np.float32)).copy()
-        payload = way.run(delta, "a", round_, state, RNG)
+        payload = way.run(delta, upload(round_), state, RNG)
         assert payload is not None
         # a clip before the memory would let more than the bound through
         sent = way.codec.decode(payload, SIZE)
@@ -119,7 +123,7 @@ def test_the_residual_does_not_alias_the_update_or_the_payload() -> None:
         CODECS.build(CODECS.default("fp32")),
     )
     delta = np.ones(SIZE, np.float32)
-    payload = way.run(delta, "a", 1, state, RNG)
+    payload = way.run(delta, upload(1), state, RNG)
     assert payload is not None
     delta[:] = 9
     assert not state["memory.residual"].any()
@@ -134,9 +138,16 @@ def test_the_order_of_the_way_up() -> None:
             return np.arange(1, size, 2)
 
     class Gate(UploadGate):
-        def allow(self, update: Update, round_: int) -> bool:
-            calls.append(f"gate {update.values.size}")
-            return round_ == 1
+        def before(self, update: Update, upload: Upload, state: SiteState) -> Update:
+            calls.append(f"news {update.values.size}")
+            return update
+
+        def allow(self, news: Update, sent: Callable[[], Update], upload: Upload, state: SiteState) -> bool:
+            calls.append(f"gate {news.values.size}")
+            return upload.round == 1
+
+        def after(self, sent: Callable[[], Update], upload: Upload, state: SiteState) -> None:
+            calls.append("gate after")
 
     class Noted(Memory):
         def before(self, update: Update, state: SiteState) -> Update:
@@ -154,12 +165,12 @@ def test_the_order_of_the_way_up() -> None:
     nothing = PluginConfig(kind="test")
     way = UploadPipeline(Odd(nothing), Gate(nothing), Noted(nothing), Code(nothing))
     delta = np.arange(SIZE, dtype=np.float32)
-    payload = way.run(delta, "a", 1, {}, RNG)
-    assert calls == ["select a 1", "gate 20", "before", "encode", "after 40"]
+    payload = way.run(delta, upload(1), {}, RNG)
+    assert calls == ["select a 1", "news 20", "before", "encode", "gate 20", "after 40", "gate after"]
     assert payload is not None
     odd = way.codec.decode(payload, SIZE).dense()
     np.testing.assert_array_equal(odd[1::2], delta[1::2])
     assert not odd[::2].any()
     calls.clear()
-    assert way.run(delta, "a", 2, {}, RNG) is None
-    assert calls == ["select a 2", "gate 20"]
+    assert way.run(delta, upload(2), {}, RNG) is None
+    assert calls == ["select a 2", "news 20", "before", "encode", "gate 20"]

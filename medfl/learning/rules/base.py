@@ -2,16 +2,20 @@
 
 A study lists rules; their hooks run in that order. At most one of them may replace the loss (trait "own-loss").
 `direction` corrections act on the flat gradient in place, after the loss's backward pass and before gradient clipping.
+Traits: "own-loss"; "extra-gradients" (asks for gradients beside the batch's own); "client-momentum" (keeps momentum
+between rounds); "sync-only" (needs the mean of the same cohort in every round) and "reads-mean" (reads that mean off
+two models in a row); "common-steps" (every site must take the same number of steps).
 
 Moving numbers (FedProx mu) are configuration fields of type `HyperparameterConfig`; their values of the round arrive in
 `context.values` as "<kind>.<field>".
 """
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from medfl.errors import StudyError
 from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.update.memories.base import SiteState
 
@@ -21,6 +25,11 @@ if TYPE_CHECKING:
 
     from medfl.learning.flat import FlatNetwork
     from medfl.tasks.base import Task
+    from medfl.update.base import Update
+
+
+def _no_gradient(*_: Any) -> "Tensor":
+    raise StudyError.at("local.rules", "a rule asks for a gradient where there is none to be had", "drop the rule")
 
 
 @dataclass
@@ -33,6 +42,10 @@ class LocalContext:
     round's hyper-parameters by name. scratch: all that rules keep while they train, each under names of its own. After
     an interruption it comes back as far as it is tensors (on `device`), arrays, and optimisers that `begin` makes; with
     anything else in it the site trains the round anew.
+
+    counted: as in `TrainOrder`. omega: what the codec loses of an update (`Codec.omega`). full_gradient: the mean
+    gradient [size] over all of the site's samples of the round, at the present parameters; for `begin`. gradient_at:
+    the gradient [size] of the present batch at other parameters [size]; for `direction`.
     """
 
     site: str
@@ -46,6 +59,10 @@ class LocalContext:
     steps: int
     device: "torch.device"
     scratch: dict[str, Any] = field(default_factory=dict)
+    counted: int = 0
+    omega: float = 0.0
+    full_gradient: "Callable[[], Tensor]" = _no_gradient
+    gradient_at: "Callable[[Tensor], Tensor]" = _no_gradient
 
 
 class LocalRule(Plugin[PluginConfig], ABC):
@@ -64,6 +81,9 @@ class LocalRule(Plugin[PluginConfig], ABC):
     def finish(self, context: LocalContext) -> None:
         """After the last step: put what must live on into `context.state`."""
 
+    def sent(self, context: LocalContext, update: "Callable[[], Update]") -> None:
+        """After the update was coded, unless a gate kept it back. update(): what the coordinator decodes of it."""
+
 
 RULES = PluginPoint(
     "local rule",
@@ -72,5 +92,8 @@ RULES = PluginPoint(
         "sgd": "medfl.learning.rules.sgd:Sgd",
         "fedprox": "medfl.learning.rules.fedprox:FedProx",
         "distillation": "medfl.learning.rules.distillation:Distillation",
+        "local_momentum": "medfl.learning.rules.local_momentum:LocalMomentum",
+        "fedcomgate": "medfl.learning.rules.fedcomgate:FedComGate",
+        "svrg": "medfl.learning.rules.svrg:Svrg",
     },
 )
