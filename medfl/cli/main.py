@@ -24,6 +24,7 @@ from medfl.cli import (
     study,
     synth,
 )
+from medfl.cli.compare import compare
 from medfl.cli.list import plugins
 from medfl.cli.output import console
 from medfl.errors import MedflError, RunError
@@ -77,6 +78,7 @@ def options(
 
 
 app.command()(simulate.simulate)
+app.command()(compare)
 app.command()(model.evaluate)
 app.command()(model.predict)
 app.command()(model.report)

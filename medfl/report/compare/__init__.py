@@ -1,0 +1,1 @@
+"""Variants of a study, run with the same seeds and put side by side."""
