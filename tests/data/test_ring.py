@@ -158,3 +158,34 @@ def test_a_federation_trains_on_copies_and_weighs_by_own_cases() -> None:
     assert {name: mine.cases for name, mine in outcome.sites.items()} == {"a": 8, "b": 4, "c": 6, "d": 10}
     assert all(mine.counts for mine in outcome.sites.values())
     assert {name: len(rows.asked[0]) for name, rows in samples.items()} == {"a": 12, "b": 10, "c": 16, "d": 18}
+
+
+# with images
+
+
+def test_a_simulation_holds_copies_as_images_and_weighs_own_cases(tiny: Any) -> None:
+    from medfl.study.sources import assign_cases, load_site_data
+
+    inputs = tiny.inputs("local.plan={kind: ring, redundancy: 0.5}")
+    plain = assign_cases(tiny.inputs()).cases
+    held = assign_cases(inputs).cases
+    plan, counted = ring(0.5), {}
+    for name in ("east", "south", "west"):
+        own = [case for case in plain[name] if case.split == "train"]
+        trained = [case for case in held[name] if case.split == "train"]
+        rest = [case for case in held[name] if case.split != "train"]
+        assert trained[: len(own)] == own and len(trained) > len(own)
+        assert rest == [case for case in plain[name] if case.split != "train"]
+        samples = load_site_data(inputs, name, held[name]).splits["train"]
+        assert samples.cases == len(trained)
+        counted[name] = plan.unique(name, 1, samples)
+        assert counted[name] == len(own)
+    assert sum(counted.values()) == sum(case.split == "train" for own in plain.values() for case in own)
+
+
+@pytest.mark.parametrize("baseline", [{"pooled": True}, {"only": "west"}])
+def test_a_baseline_of_one_site_has_no_copies(tiny: Any, baseline: dict[str, Any]) -> None:
+    from medfl.study.sources import assign_cases
+
+    cases = assign_cases(tiny.inputs("local.plan=ring").model_copy(update=baseline)).cases
+    assert cases == assign_cases(tiny.inputs().model_copy(update=baseline)).cases
