@@ -278,6 +278,29 @@ def test_filters_are_drawn_by_their_scores_without_replacement() -> None:
     assert not abs(drawn_share(frozen=True) - expected) < 0.04
 
 
+class Frozen(AfdChooser):
+    """The fake: random federated dropout."""
+
+    def learn(self, round_: int, losses: Any) -> None:
+        pass
+
+
+def preference(chooser: AfdChooser) -> float:
+    """How much oftener than the other filters of its layer one is in without which the loss is twice as high."""
+    found, noise = [], rng(5)
+    for round_ in range(1, 401):
+        kept = kept_of(chooser, "x", round_)
+        found.append(kept[:8])
+        chooser.learn(round_, {"x": (1.0 if kept[3] else 2.0) * noise.uniform(0.9, 1.1)})
+    share = np.mean(found, axis=0)
+    return float(share[3] - np.delete(share, 3).mean())
+
+
+def test_filters_that_matter_are_kept_oftener() -> None:
+    assert preference(submodel("afd", drop=0.5).chooser()) > 0.25
+    assert not preference(Frozen(submodel("afd", drop=0.5))) > 0.1
+
+
 def test_a_network_without_filters_to_spare_is_refused() -> None:
     with pytest.raises(StudyError, match=r"update\.submodel"):
         submodel("afd", drop=0.05).chooser().choose("x", 1, rng())
