@@ -2,7 +2,7 @@
 
 A payload is one buffer, the numbers of all blocks and then the codes; with `compress` it is one zstd frame of that,
 with a byte a code. A vector with a value that is not finite, or so large that its block's numbers overflow (above
-about 1e34), is sent as one that is not finite: no buffer, and `"finite": false` in the header; it is decoded to NaN,
+about 1e33), is sent as one that is not finite: no buffer, and `"finite": false` in the header; it is decoded to NaN,
 so that the coordinator sees it.
 """
 

@@ -4,8 +4,8 @@ q = round(v / s) in -7 ... 7, with s = max|v| / 7 in each block. Updates of netw
 small: with 4096 values a block the largest one drowns the others. `rotate` is the other remedy: random signs and a
 Walsh-Hadamard transform over each block of 1024 values make them alike first (Suresh et al. 2017, arXiv 1611.00429),
 for 4.02 bits a value and half the speed. The scale travels as bfloat16, rounded up, as half precision would lose small
-updates. `rounding: stochastic` is unbiased, with twice the variance. `compress` adds zstd. No state. Blocks of 64 as in
-Dettmers et al. 2023 (arXiv 2305.14314).
+updates. `rounding: stochastic` is unbiased, with twice the variance. `compress` adds zstd. No state. Small blocks as in
+QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
 """
 
 from typing import Literal, Self

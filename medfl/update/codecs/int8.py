@@ -3,8 +3,8 @@
 q = round(v / s), Q(v) = s q, with s = max|v| / 127 in each block of 4096 values (`scale: adaptive`), or s = bound / 127
 everywhere (`scale: static`), where larger values are clipped and the codes of several sites may be summed, as a channel
 that opens only sums needs. `rounding: stochastic` makes Q unbiased, with twice the variance. `compress` adds zstd:
-about a quarter less for the updates of networks. No state. Dettmers 2016 (arXiv 1511.04561); blocks as in Dettmers et
-al. 2022 (arXiv 2110.02861).
+about a quarter less for the updates of networks. No state (Dettmers 2016, arXiv 1511.04561;
+Dettmers et al. 2022, arXiv 2110.02861).
 """
 
 from typing import Literal, Self
