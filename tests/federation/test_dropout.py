@@ -153,11 +153,12 @@ def early(kind: str, rounds: int = 26, frozen: bool = False, **config: Any) -> f
 
 
 @pytest.mark.slow
-def test_dropout_learns_more_slowly_by_the_round_and_choosing_filters_helps_a_little() -> None:
+def test_choosing_filters_by_the_losses_helps_early_on() -> None:
     whole, multi, single = early("full"), early("afd"), early("afd", mode="single")
-    random = early("afd", frozen=True)
-    assert whole > multi + 0.05 and whole > single + 0.05
-    assert multi > single - 0.02 and multi > random - 0.02 and single > random - 0.05
+    assert whole > multi + 0.05
+    assert multi > single + 0.02
+    assert multi > early("afd", frozen=True) + 0.01
+    assert single > early("afd", frozen=True, mode="single") + 0.01
 
 
 # seeded masks

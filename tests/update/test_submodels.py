@@ -17,7 +17,7 @@ from medfl.update.memories.base import SiteState
 from medfl.update.submodels.afd import Afd, AfdChooser, _Course
 from medfl.update.submodels.base import SUBMODELS, Choice, Setup, SubModel, embedded, taken
 from medfl.update.submodels.bits import packed, unpacked
-from medfl.update.submodels.lottery import KNOWN, MASK, Lottery, LotteryChooser
+from medfl.update.submodels.lottery import KNOWN, MASK, Lottery, LotteryChooser, _smallest
 from medfl.update.submodels.units import WHOLE, UnitLayer, Units
 from medfl.update.vector import Layout
 
@@ -178,8 +178,8 @@ def test_values_are_put_where_they_belong() -> None:
 
 def test_a_sub_model_must_be_told_of_the_network() -> None:
     with pytest.raises(RunError, match="bind"):
-        plugin(SUBMODELS, "seeded_mask").select("x", 1, 10)
-    assert plugin(SUBMODELS, "full").select("x", 1, 10) is None
+        plugin(SUBMODELS, "seeded_mask").coordinates(Choice("x", 1))
+    assert plugin(SUBMODELS, "full").coordinates(Choice("x", 1)) is None
 
 
 # adaptive federated dropout
@@ -446,7 +446,7 @@ def chooser_mask(coordinates: Any) -> npt.NDArray[np.bool_]:
 
 def test_the_smallest_weights_go_and_the_rest_begins_anew() -> None:
     lottery, _, _, starts = pruning(rate=0.2, target=0.3, rounds=1)
-    weights = lottery.prunable
+    weights = np.flatnonzero(lottery.prunable)
     gone = np.setdiff1d(np.arange(LAYOUT.size), starts[0].sends)
     assert gone.size == int(0.2 * weights.size) and np.isin(gone, weights).all()
     left = np.intersect1d(weights, starts[0].sends)
@@ -457,14 +457,28 @@ def test_the_smallest_weights_go_and_the_rest_begins_anew() -> None:
 
 def test_pruning_ends_at_the_target_and_the_mask_travels_when_it_changes() -> None:
     lottery, _, state, starts = pruning(rate=0.3, target=0.4)
-    kept = [np.isin(lottery.prunable, start.sends).mean() for start in starts]
+    weights = np.flatnonzero(lottery.prunable)
+    kept = [np.isin(weights, start.sends).mean() for start in starts]
     assert kept == sorted(kept, reverse=True)
-    assert kept[-1] == np.ceil(0.4 * lottery.prunable.size) / lottery.prunable.size
+    assert kept[-1] == np.ceil(0.4 * weights.size) / weights.size
     changed = [len(set(pair)) > 1 for pair in zip([1.0, *kept], kept, strict=False)]
     assert [bool(start.notice) for start in starts] == changed and not changed[-1]
     assert all(len(start.notice) in (0, -(-LAYOUT.size // 8)) for start in starts)
     assert (starts[-1].values == np.where(chooser_mask(starts[-1].sends), MODEL, 0)).all()
     assert (lottery.personal(MODEL, state) == starts[-1].values).all()
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0]), min_size=1, max_size=20), st.data())
+def test_the_smallest_are_found_also_among_equals(values: list[float], data: st.DataObject) -> None:
+    vector, kept = (
+        np.float32(values),
+        np.array(data.draw(st.lists(st.booleans(), min_size=20, max_size=20)))[: len(values)],
+    )
+    kept[0] = True
+    count = data.draw(st.integers(1, int(kept.sum())))
+    found = _smallest(vector, kept, count)
+    assert found.sum() == count and not (found & ~kept).any()
+    assert np.abs(vector[found]).max() <= np.abs(vector[kept & ~found]).min(initial=np.inf)
 
 
 def test_biases_are_never_pruned() -> None:

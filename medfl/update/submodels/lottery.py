@@ -61,11 +61,12 @@ class Lottery(SubModel):
         return self.setup.layout.size
 
     @cached_property
-    def prunable(self) -> Coordinates:
-        """The coordinates of tensors with more than one axis."""
-        slots = [slot for slot in self.setup.layout.slots if len(slot.shape) > 1]
-        places = [np.arange(slot.offset, slot.offset + slot.size) for slot in slots]
-        return np.concatenate(places) if places else np.zeros(0, np.int64)
+    def prunable(self) -> Inside:
+        """Whether each coordinate [size] is of a tensor with more than one axis."""
+        inside = np.zeros(self.size, np.bool_)
+        for slot in self.setup.layout.slots:
+            inside[slot.offset : slot.offset + slot.size] = len(slot.shape) > 1
+        return inside
 
     def coordinates(self, choice: Choice) -> Coordinates | None:
         """Those of a choice that names no mask; RunError for others, whose mask only the site and the chooser know."""
@@ -116,9 +117,9 @@ class Lottery(SubModel):
 
     def _pruned(self, mask: Inside, values: FloatVector, choice: Choice, measure: Measure) -> Inside | None:
         """A smaller mask, where the site is to prune."""
-        kept = self.prunable[mask[self.prunable]]
-        least = math.ceil(self.config.target * self.prunable.size)
-        if kept.size <= least:
+        kept = mask & self.prunable
+        weights, least = int(kept.sum()), math.ceil(self.config.target * int(self.prunable.sum()))
+        if weights <= least:
             return None
         metric = measure(values)
         if math.isnan(metric):
@@ -129,11 +130,7 @@ class Lottery(SubModel):
             )
         if not metric > self.config.threshold:
             return None
-        count = min(kept.size - least, max(1, int(self.config.rate * kept.size)))
-        smallest = np.argpartition(np.abs(values[kept]), count - 1)[:count]
-        pruned = mask.copy()
-        pruned[kept[smallest]] = False
-        return pruned
+        return mask & ~_smallest(values, kept, min(weights - least, max(1, int(self.config.rate * weights))))
 
 
 class LotteryChooser(Chooser):
@@ -177,6 +174,18 @@ class LotteryChooser(Chooser):
         if mask is None or fingerprint(mask) != name:
             raise _unknown(choice)
         return unpacked(mask.tobytes(), self.submodel.size, f"site {choice.site}")
+
+
+def _smallest(values: FloatVector, kept: Inside, count: int) -> Inside:
+    """Where the `count` smallest |values| among the kept ones are; of equals, the first."""
+    magnitudes = np.abs(values[kept])
+    magnitudes.partition(count - 1)
+    edge = magnitudes[count - 1]
+    magnitudes = np.abs(values)
+    found: Inside = kept & (magnitudes < edge)
+    equal = np.flatnonzero(kept & (magnitudes == edge))
+    found[equal[: count - int(found.sum())]] = True
+    return found
 
 
 def named(choice: Choice) -> str:
