@@ -52,6 +52,7 @@ _MOVES = _words(
 
 _RESHAPES = _words("flatten unflatten reshape view reshape_as view_as")
 _REDUCES = _words("mean sum amax amin max min var std logsumexp")
+_WRITES = _words("setitem set")
 _FINITE = {"isnan": False, "isinf": False, "isfinite": True}
 
 
@@ -82,7 +83,11 @@ class Follower(TorchFunctionMode):
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not outputs or not any(map(self._known, inputs)):
+        if not any(map(self._known, inputs)):
+            return result
+        if name in _WRITES:
+            self._lose(inputs, "parts of it are overwritten")
+        if not outputs:
             return result
         try:
             found = self._rule(name)(name, Call(func, args, kwargs), inputs, outputs)
@@ -206,7 +211,7 @@ class Follower(TorchFunctionMode):
         shadow = torch.from_numpy(labels.ids).view(shape).expand(tensor.shape)
         if name in _RESHAPES:
             return [read(reshaped(shadow, outputs[0].shape))]
-        if len(inputs) > 1 and name != "expand_as":
+        if not call.args or (len(inputs) > 1 and name != "expand_as"):
             raise NotUnderstood("it is indexed by computed positions")
         with torch._C.DisableTorchFunction():
             moved = call.function(shadow, *call.args[1:], **call.kwargs)

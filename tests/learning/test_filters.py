@@ -330,6 +330,13 @@ def shuffled(layers: Any, x: Tensor) -> Tensor:
     return layers["c"](layers["b"](y.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)))
 
 
+def overwritten(layers: Any, x: Tensor) -> Tensor:
+    y, z = layers["a"](x), layers["b"](x.repeat(1, 4, 1, 1))
+    y = y.clone()
+    y[:, :4] = z[:, 4:]
+    return layers["c"](y)
+
+
 def standardised(layers: Any, x: Tensor) -> Tensor:
     weight = layers["b"].weight
     return layers["c"](F.conv2d(layers["a"](x), weight - weight.mean((1, 2, 3), keepdim=True), padding=1))
@@ -346,6 +353,7 @@ def standardised(layers: Any, x: Tensor) -> Tensor:
             "reduced",
         ),
         (shuffled, {"a"}, "split"),
+        (overwritten, {"a", "b"}, "overwritten"),
         (standardised, {"a", "b"}, "computed|mean|sub"),
         (lambda layers, x: (layers["c"](layers["b"](layers["a"](x))), layers["a"](x)), {"a"}, "output"),
         (lambda layers, x: layers["c"](F.layer_norm(layers["b"](layers["a"](x)), (8, 8, 8))), {"b"}, "layer_norm"),
