@@ -105,7 +105,9 @@ def _units(follower: Follower, layout: Layout) -> Units:
         units = np.array([numbers.get(follower.ties.root(label), WHOLE) for label in ids.tolist()], np.int64)
         if (units != WHOLE).any():
             axes[name, axis] = units
-    return Units(layout, tuple(layers), axes, kept_whole)
+    partly = {name for root in numbers for name in made[root]}
+    whole = {name: why for name, why in kept_whole.items() if name not in partly}
+    return Units(layout, tuple(layers), axes, whole)
 
 
 def _roots(follower: Follower, ids: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[int]:

@@ -353,7 +353,7 @@ def standardised(layers: Any, x: Tensor) -> Tensor:
             "reduced",
         ),
         (shuffled, {"a"}, "split"),
-        (overwritten, {"a", "b"}, "overwritten"),
+        (overwritten, {"a"}, "overwritten"),
         (standardised, {"a", "b"}, "computed|mean|sub"),
         (lambda layers, x: (layers["c"](layers["b"](layers["a"](x))), layers["a"](x)), {"a"}, "output"),
         (lambda layers, x: layers["c"](F.layer_norm(layers["b"](layers["a"](x)), (8, 8, 8))), {"b"}, "layer_norm"),
