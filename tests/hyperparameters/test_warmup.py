@@ -34,6 +34,6 @@ def test_it_goes_on_where_it_was() -> None:
 
 
 def test_its_lowest_value_is_known() -> None:
-    assert configured(CODECS, "topk", density={"kind": "warmup"}).density.lowest() == 0.001
+    assert plugin(CODECS, "topk", density={"kind": "warmup"}).config.density.lowest() == 0.001
     with pytest.raises(ValidationError):
         configured(HYPERPARAMETERS, "warmup", values=[])

@@ -77,7 +77,8 @@ def difference(send: Sender, dtype: type, nesterov: bool = False, steps: int = 2
     """Largest distance between momentum SGD and four sites with a memory, over the largest coordinate."""
     exact = torch.zeros(50, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([exact], lr=RATE, momentum=0.9, nesterov=nesterov)
-    x, states = np.zeros(50, dtype), [dict[str, Any]() for _ in PROBLEM]
+    states = [dict[str, Any]() for _ in PROBLEM]
+    x: Vector = np.zeros(50, dtype)
     for _ in range(steps):
         exact.grad = torch.from_numpy(np.mean(gradients(exact.detach().numpy()), axis=0))
         optimizer.step()
@@ -96,7 +97,7 @@ def test_with_everything_sent_it_is_momentum_sgd(nesterov: bool) -> None:
     # the same over a real codec, in single precision
     full = plugin(CODECS, "topk", density=1, values="fp32")
     assert difference(coded(dgc(nesterov=nesterov), full), np.float32, nesterov) < 1e-5
-    masked = MaskingAll(configured(MEMORIES, "dgc", nesterov=nesterov))  # type: ignore[arg-type]
+    masked = MaskingAll(configured(MEMORIES, "dgc", nesterov=nesterov))
     assert not difference(exactly(masked), np.float64, nesterov) < 1e-2
 
 
@@ -134,7 +135,7 @@ class Forgetful(Dgc):
 
 def test_what_is_sent_and_what_is_kept_are_all_there_was() -> None:
     assert conservation(dgc(masking=False)) < 1e-9
-    assert not conservation(Forgetful(configured(MEMORIES, "dgc", masking=False))) < 1e-2  # type: ignore[arg-type]
+    assert not conservation(Forgetful(configured(MEMORIES, "dgc", masking=False))) < 1e-2
 
 
 @pytest.mark.parametrize("kind", ["stc", "topk"])

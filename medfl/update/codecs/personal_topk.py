@@ -4,7 +4,8 @@ Communication Reduction for Federated Learning", IEEE TPDS 2021), which sets thr
 
     k_i = the fewest values of largest magnitude that hold the share rho_i of the update's energy |v|^2,
           within [k/4, 2k],  k = ceil(density * d)
-    rho_i <- rho_i * 1.002 while the payload's bytes are within the budget, else * 0.99;   within [s, 0.999]
+    rho_i <- rho_i * 1.002                        while the payload's bytes are within the budget,
+             rho_i * min(0.99, sqrt(budget/bytes)) when they are over it;        within [s, 0.999]
 
 rho_i starts at the share that k values hold, and s is 0.3, or the share that k/4 values hold where that is less: in
 an update as flat as noise 1 % of the values hold 0.09 of the energy, and a bound of 0.3 would keep the site at twice
@@ -69,9 +70,10 @@ class PersonalTopK(SparseCodec):
         if self.config.floor:
             chosen = self._with_floor(update, values, chosen)
         payload = pack_kept("personal_topk", update, values, chosen, self.config.values)
-        within = sum(len(buffer) for buffer in payload.buffers) <= self.budget(values.size)
-        rho = min(_HIGHEST, rho * 1.002) if within else max(min(_LOWEST, shares[:least].max(initial=0)), rho * 0.99)
-        state[_RHO] = np.array([rho])
+        excess = sum(len(buffer) for buffer in payload.buffers) / self.budget(values.size) if values.size else 0.0
+        rho *= 1.002 if excess <= 1 else min(0.99, excess**-0.5)
+        lowest = min(_LOWEST, shares[:least].max(initial=0))
+        state[_RHO] = np.array([min(_HIGHEST, max(lowest, rho))])
         return payload
 
     def decode(self, payload: Payload, size: int) -> Update:

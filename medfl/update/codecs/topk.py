@@ -41,15 +41,18 @@ class TopK(SparseCodec):
 
     def encode(self, update: Update, rng: np.random.Generator) -> Payload:
         values = travelling(update)
-        return pack_kept("topk", update, values, largest(values, self.count(values.size)), self.config.values)
+        count = self.count(values.size)
+        chosen = None if count == update.size else largest(values, count)
+        return pack_kept("topk", update, values, chosen, self.config.values)
 
     def decode(self, payload: Payload, size: int) -> Update:
         return unpack_kept(self, payload, size, self.config.values)
 
 
-def pack_kept(kind: str, update: Update, values: FloatVector, chosen: Indices, precision: Precision) -> Payload:
-    """The payload of the chosen values: positions (no bytes when all travel), then the values in their order."""
-    if chosen.size == update.size:
+def pack_kept(kind: str, update: Update, values: FloatVector, chosen: Indices | None, precision: Precision) -> Payload:
+    """The payload of the chosen values: positions (no bytes when the whole vector travels, None), then the values in
+    their order."""
+    if chosen is None or chosen.size == update.size:
         return Payload(kind, update.size, (b"", *pack_values(values, precision)), {"k": update.size})
     buffers = (pack_indices(in_vector(update, chosen)), *pack_values(values[chosen], precision))
     return Payload(kind, update.size, buffers, {"k": chosen.size})
