@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medfl.coordinator.observer import Observer
-from medfl.federation.round import Contribution, RoundPlan
+from medfl.federation.outcome import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
 
 _log = logging.getLogger("medfl.progress")

@@ -16,7 +16,8 @@ from medfl.coordinator.rounds import Course, Rounds
 from medfl.errors import RunError
 from medfl.federation.asynchronous.base import Asynchronous
 from medfl.federation.asynchronous.federation import HELD, Arrived, AsynchronousFederation, Flight, OpenStep
-from medfl.federation.round import Federation, FederationParts, RoundOutcome
+from medfl.federation.outcome import RoundOutcome
+from medfl.federation.round import Federation, FederationParts
 from medfl.learning.messages import SiteFailure
 from medfl.study.build import steps_of
 from medfl.study.model import Study

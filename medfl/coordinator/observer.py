@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medfl.federation.round import Contribution, RoundPlan
+from medfl.federation.outcome import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
 
 

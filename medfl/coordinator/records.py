@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from medfl.federation.round import Contribution, RoundOutcome
+from medfl.federation.outcome import Contribution, RoundOutcome
 from medfl.learning.messages import SiteInfo
 from medfl.privacy.trust import privacy_statement as privacy_statement
 from medfl.tasks.base import Metric

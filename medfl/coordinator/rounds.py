@@ -13,13 +13,15 @@ from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.journal import Arrays, Counted, Journal
 from medfl.coordinator.observer import Observer
 from medfl.errors import RunError
-from medfl.federation.round import Federation, OpenRound, RoundOutcome, RoundPlan, Validate
+from medfl.federation.outcome import RoundOutcome, RoundPlan
+from medfl.federation.round import Federation, OpenRound, Validate
 from medfl.federation.summing import RoundSum
-from medfl.learning.course import SNAPSHOT
-from medfl.learning.messages import SiteFailure, TrainReply
+from medfl.learning.messages import SNAPSHOT, SiteFailure, TrainReply
+from medfl.learning.randomness import generator
 from medfl.privacy.channels.base import Message, Roster
-from medfl.transport.base import Delivery, Transport
-from medfl.update.base import Payload
+from medfl.transport.base import Delivery, Models, Transport
+from medfl.update.base import Payload, Update
+from medfl.update.submodels.base import embedded
 from medfl.update.vector import FloatVector
 from medfl.update.wire import parts, size
 
@@ -88,7 +90,7 @@ class Rounds:
             self.journal.note(plan.round, "plan", detail)
         self.observer.round_started(plan)
         with course.clock.phase("down"):
-            model = self.code(self.federation.model, plan.round)
+            model = self._down(plan)
         sum_ = self._sum(plan)
         round_ = self.federation.open(plan, self.validate, sum_)
         if sum_ is not None and not self._prepared(sum_, round_, course):
@@ -102,6 +104,17 @@ class Rounds:
             with course.clock.phase("probe"):
                 self._probe(round_, before, course)
         return outcome
+
+    def _down(self, plan: RoundPlan) -> Models:
+        """What the sites of a round are sent."""
+        federation = self.federation
+        if federation.parts.down is not None:
+            rng = generator(federation.seed, "codec-down", plan.round)
+            federation.parts.down.advance(federation.model, plan.round, rng)
+            return {site: federation.parts.down.payload(site) for site in plan.cohort}
+        if federation.chooser is not None:
+            return {site: self.code(federation.sent(plan, site), plan.round) for site in plan.cohort}
+        return self.code(federation.model, plan.round)
 
     def _probe(self, round_: OpenRound, before: FloatVector, course: Course) -> None:
         """Ask sites for their loss of the round's mean snapshot, where the schedule wants to know."""
@@ -126,7 +139,9 @@ class Rounds:
         if how is None:
             return None
         attempt = self.journal.plans(plan.round)
-        context = how.context(self.run, plan.round, attempt, plan.cohort, self.federation.model.size, plan.values)
+        shared = self.federation.shared(plan)
+        parameters = self.federation.model.size if shared is None else shared.size
+        context = how.context(self.run, plan.round, attempt, plan.cohort, parameters, plan.values)
         return how.open(context, self.roster, plan.values)
 
     def _prepared(self, sum_: RoundSum, round_: OpenRound, course: Course) -> bool:
@@ -151,7 +166,7 @@ class Rounds:
             course.count(site, up, size(parts(dict(message.header), message.buffers)))
         return answers
 
-    def _receive(self, round_: OpenRound, model: Payload, course: Course) -> None:
+    def _receive(self, round_: OpenRound, model: Models, course: Course) -> None:
         head = "" if self.desk is None else self.desk.ledger.head
         orders = [order for order in round_.outcome.plan.orders(head) if order.site not in round_.outcome.sites]
         with closing(self.transport.train(orders, model, self.observer.local_progress)) as deliveries:
@@ -176,6 +191,8 @@ class Rounds:
             if delivery.message and mine.counts:
                 course.counted.append(Counted(answer.site, delivery.message, delivery.digest))
             course.site_seconds[answer.site] = dict(answer.seconds)
+        if self.federation.parts.down is not None:
+            self.federation.parts.down.heard(answer.site, isinstance(delivery.answer, TrainReply))
         course.count(answer.site, delivery.up_bytes, delivery.down_bytes)
         course.changed.update({f"{answer.site}/{name}": array for name, array in delivery.state.items()})
 
@@ -228,6 +245,9 @@ class Rounds:
             raise RunError.at(f"round {outcome.plan.round}", "has an opened sum in a study that opens none")
         values = outcome.plan.values
         combined = how.combined(total, denominator, values)
+        shared = self.federation.shared(outcome.plan)
+        if combined is not None and shared is not None:
+            combined = embedded(Update(combined, combined.size), shared, self.federation.model.size).dense()
         return self.federation.step(outcome, combined, how.unclipped(total, values))
 
     def _void(self, outcome: RoundOutcome, error: RunError) -> None:

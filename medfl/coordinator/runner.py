@@ -30,6 +30,7 @@ from medfl.privacy.channels.base import MINIMUM_SITES
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import NoisePlan
 from medfl.study.build import (
+    bind_federation,
     build_codec_down,
     build_federation,
     build_mechanism,
@@ -99,6 +100,7 @@ class Runner:
         take part."""
         _refuse_used(self.out)
         model, self._layout = self._transport.initial_model()
+        self._codec_down.bind(self._layout)
         run = secrets.token_hex(16)
         noise = self._plan_noise(model.size)
         try:
@@ -127,6 +129,7 @@ class Runner:
         model, self._layout = self._transport.initial_model()
         if self._layout.to_json() != self._journal.fact("layout"):
             raise RunError.at(self.out, "holds a run of another network", "use the versions in its summary")
+        self._codec_down.bind(self._layout)
         self._remember()
         kept = self._journal.fact("noise")
         noise = None if kept is None else NoisePlan.from_json(kept)
@@ -195,6 +198,7 @@ class Runner:
         """Make everything that the rounds need."""
         self._initial = model.copy()
         parts = build_federation(self.study, noise)
+        bind_federation(parts, self.study, self._layout)
         self._federation, kind = federation_for(self.study, parts, model)
         self._rounds = kind(
             run=run,

@@ -15,7 +15,7 @@ from typing import Any
 from medfl.audit.file import rewrite, timestamp, utc_now
 from medfl.coordinator.observer import Observer
 from medfl.errors import RunError
-from medfl.federation.round import RoundPlan
+from medfl.federation.outcome import RoundPlan
 from medfl.learning.messages import SiteInfo
 from medfl.transport.texts import plain
 

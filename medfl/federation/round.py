@@ -12,7 +12,7 @@ Simulation and service run this same code.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,19 @@ import numpy as np
 from medfl.errors import RunError
 from medfl.federation.aggregation.base import Aggregator
 from medfl.federation.aggregation.weighted_mean import WeightedMean, WeightedMeanConfig
+from medfl.federation.outcome import Contribution, RoundOutcome, RoundPlan
 from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Score, Verdict, combine
 from medfl.federation.schedule.base import Schedule
 from medfl.federation.server_steps.base import ServerStep
 from medfl.federation.summing import RoundSum, Summation
 from medfl.hyperparameters.base import Hyperparameter, Progress
-from medfl.learning.course import SNAPSHOT
-from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
+from medfl.learning.messages import SNAPSHOT, SiteFailure, TrainReply
 from medfl.learning.randomness import generator
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import Codec
+from medfl.update.down import Changes
 from medfl.update.gates.base import StandIn
+from medfl.update.submodels.base import Chooser, Coordinates, SubModel, embedded, refuse_notice, taken
 from medfl.update.vector import FloatVector
 
 Validate = Callable[[FloatVector], Score]
@@ -40,7 +42,8 @@ Validate = Callable[[FloatVector], Score]
 class FederationParts:
     """Everything a study says about what happens at the coordinator. values: hyper-parameters by dotted name.
     summation: set when updates are only ever added, as integers. quorum: updates that a round needs. stand_in: what an
-    upload gate puts in the place of sites that sent nothing."""
+    upload gate puts in the place of sites that sent nothing. submodel: bound, where sites get a part of the vector;
+    None: all of it. down: where changes are sent down in place of the model."""
 
     schedule: Schedule
     codec: Codec
@@ -51,86 +54,27 @@ class FederationParts:
     summation: Summation | None = None
     quorum: int = 1
     stand_in: StandIn | None = None
+    submodel: SubModel | None = None
+    down: Changes | None = None
 
     @property
     def compares_sites(self) -> bool:
         return any("compares-sites" in rule.config.traits() for rule in self.regulator)
 
 
-@dataclass(frozen=True, slots=True)
-class RoundPlan:
-    """A round before it is sent: its number from 1, its sites in combining order, its hyper-parameters.
-
-    cases: training cases of every site that is there; no site may weigh more than it joined with. weights: what updates
-    count where that is not their cases. counted: see `TrainOrder`.
-    """
-
-    round: int
-    cohort: tuple[str, ...]
-    values: Mapping[str, float]
-    cases: Mapping[str, int]
-    weights: Mapping[str, float] | None = None
-    counted: Mapping[str, int] = field(default_factory=dict)
-
-    def orders(self, ledger: str = "") -> list[TrainOrder]:
-        """One a site. ledger: the head of the coordinator's privacy ledger."""
-        return [TrainOrder(site, self.round, self.values, ledger, self.counted.get(site, 0)) for site in self.cohort]
-
-
-@dataclass(slots=True)
-class Contribution:
-    """What became of one site in a round."""
-
-    cases: int = 0
-    steps: int = 0
-    epochs: int = 0
-    loss_start: float = math.nan
-    loss: float = math.nan
-    norm: float = math.nan
-    verdict: Verdict | None = None
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    skipped_upload: bool = False
-    failure: str = ""
-    late: bool = False
-
-    @property
-    def counts(self) -> bool:
-        """Whether an update was admitted."""
-        return self.verdict is not None and self.verdict.outcome != "refuse"
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Contribution":
-        verdict = value["verdict"]
-        return cls(**{**value, "verdict": None if verdict is None else Verdict(**verdict)})
-
-
-@dataclass(slots=True)
-class RoundOutcome:
-    """A finished round. loss: case-weighted mean of the admitted sites' losses at the start; moved: false when no
-    update was admitted and the model stayed as it was. void: why the sum was not opened."""
-
-    plan: RoundPlan
-    sites: dict[str, Contribution] = field(default_factory=dict)
-    loss_start: float = math.nan
-    loss: float = math.nan
-    moved: bool = False
-    void: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "RoundOutcome":
-        plan = RoundPlan(**{**value["plan"], "cohort": tuple(value["plan"]["cohort"])})
-        sites = {site: Contribution.from_json(mine) for site, mine in value["sites"].items()}
-        return cls(plan, sites, value["loss_start"], value["loss"], value["moved"], value["void"])
-
-
 class OpenRound:
     """A round that updates arrive in. Made by `Federation.open`."""
 
-    def __init__(self, parts: FederationParts, plan: RoundPlan, bench: Bench, sum_: RoundSum | None) -> None:
+    def __init__(
+        self,
+        parts: FederationParts,
+        plan: RoundPlan,
+        bench: Bench,
+        sum_: RoundSum | None,
+        chooser: Chooser | None = None,
+    ) -> None:
         self.outcome = RoundOutcome(plan)
+        self._chooser = chooser
         self.sum = sum_
         self._parts = parts
         self._bench = bench
@@ -166,7 +110,9 @@ class OpenRound:
             self.sum.add(reply.site, payload, reply.cases)
             return ADMIT
         codec = self._parts.codec if self.sum is None else self.sum.codec
-        update = codec.decode(payload, self._bench.model.size)
+        size = self._bench.model.size
+        places = self._places(reply)
+        update = embedded(codec.decode(payload, size if places is None else places.size), places, size)
         mine.norm = update.norm()
         early = self._snapshot(reply)
         arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)
@@ -179,6 +125,14 @@ class OpenRound:
             if early is not None and self._early is not None:
                 self._early.add(early, self._weight(arrival, verdict))
         return verdict
+
+    def _places(self, reply: TrainReply) -> Coordinates | None:
+        """Where the values of a reply lie; RunError when it names a part that it may not."""
+        choice = self.outcome.plan.choice(reply.site)
+        if self._chooser is None:
+            refuse_notice(choice, reply.notice)
+            return None
+        return self._chooser.up(choice, reply.notice)
 
     def _snapshot(self, reply: TrainReply) -> Update | None:
         if self._early is None:
@@ -242,6 +196,7 @@ class Federation:
         self.round = 0
         self.clip = None if parts.summation is None else parts.summation.adaptive_clip()
         self.counted: dict[str, int] = {}
+        self.chooser = None if parts.submodel is None else parts.submodel.chooser()
 
     def plan(self, cases: Mapping[str, int]) -> RoundPlan:
         """The next round. cases: training cases of every site that is there."""
@@ -251,11 +206,35 @@ class Federation:
         how = self.parts.summation
         if how is not None:
             values |= how.values(cases, how.clip if self.clip is None else self.clip.clip)
-        return RoundPlan(number, draw.cohort, values, dict(cases), draw.weights, dict(self.counted))
+        return RoundPlan(
+            number,
+            draw.cohort,
+            values,
+            dict(cases),
+            draw.weights,
+            dict(self.counted),
+            self._choose(number, draw.cohort),
+        )
+
+    def _choose(self, number: int, cohort: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        if self.chooser is None:
+            return {}
+        return {
+            site: self.chooser.choose(site, number, generator(self.seed, "sub-model", number, site)).content
+            for site in cohort
+        }
+
+    def shared(self, plan: RoundPlan) -> Coordinates | None:
+        """Where the values of the whole cohort lie, for sub-models that give every site of a round the same part."""
+        return None if self.chooser is None else self.chooser.up(plan.choice(plan.cohort[0]), b"")
+
+    def sent(self, plan: RoundPlan, site: str) -> FloatVector:
+        """The values of the model that a site of the round is sent."""
+        return self.model if self.chooser is None else taken(self.model, self.chooser.down(plan.choice(site)))
 
     def open(self, plan: RoundPlan, validate: Validate | None = None, sum_: RoundSum | None = None) -> OpenRound:
         """Begin a round. sum_: where the updates go when the study only adds them."""
-        return OpenRound(self.parts, plan, Bench(self.model, validate), sum_)
+        return OpenRound(self.parts, plan, Bench(self.model, validate), sum_, self.chooser)
 
     def close(self, round_: OpenRound) -> RoundOutcome:
         """Combine, and step. RunError when it is not the next round, so that no round is counted twice."""
@@ -317,6 +296,8 @@ class Federation:
         self.round = outcome.plan.round
         if outcome.moved:
             self.counted |= dict.fromkeys(admitted, self.round)
+        if self.chooser is not None:
+            self.chooser.learn(self.round, {site: mine.loss for site, mine in admitted.items()})
         for rule in self.parts.regulator:
             rule.learn([(site, mine.norm) for site, mine in admitted.items()])
         for moving in self.parts.values.values():
@@ -338,10 +319,15 @@ class Federation:
         }
         arrays = {"model": self.model}
         arrays.update({f"server.{name}": array for name, array in self.parts.server.state().items()})
-        if self.parts.stand_in is not None:
-            plain["gate"], own = self.parts.stand_in.state()
-            arrays.update({f"gate.{name}": array for name, array in own.items()})
+        for name, part in self._moving():
+            plain[name], own = part.state()
+            arrays.update({f"{name}.{key}": array for key, array in own.items()})
         return plain, arrays
+
+    def _moving(self) -> list[tuple[str, StandIn | Chooser | Changes]]:
+        """The parts whose state is partly arrays, by name."""
+        parts = [("gate", self.parts.stand_in), ("submodel", self.chooser), ("down", self.parts.down)]
+        return [(name, part) for name, part in parts if part is not None]
 
     def restore(self, plain: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:
         """Go on from `state()`, exactly. The arrays are copied."""
@@ -356,8 +342,8 @@ class Federation:
         self.parts.schedule.restore(plain.get("schedule", {}))
         self.counted = dict(plain.get("counted", {}))
         self.parts.server.restore(_below("server.", arrays))
-        if self.parts.stand_in is not None:
-            self.parts.stand_in.restore(plain["gate"], _below("gate.", arrays))
+        for name, part in self._moving():
+            part.restore(plain[name], _below(f"{name}.", arrays))
 
 
 def _below(prefix: str, arrays: Mapping[str, FloatVector]) -> dict[str, FloatVector]:

@@ -1,7 +1,7 @@
-"""The steps of a local training: how many, on which samples, and what they cost."""
+"""The steps of a local training: on which samples, and what they cost."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from medfl.data.base import SampleSet
-
-SNAPSHOT = "local.snapshot"
-"""An order's value: the share of a site's steps after which it keeps a copy of its parameters; none when absent."""
-STEPS = "local.steps"
-"""An order's value: local steps in place of epochs."""
-
-
-def planned_steps(values: Mapping[str, float], per_epoch: int, most: int | None) -> int:
-    """Local steps of an order at a site that needs `per_epoch` of them for one pass over its samples."""
-    steps = round(values[STEPS]) if STEPS in values else per_epoch * max(1, round(values["local.epochs"]))
-    return max(1, min(steps, most or steps))
 
 
 @dataclass(frozen=True)

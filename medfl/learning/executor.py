@@ -22,11 +22,12 @@ from medfl.data.plans.base import DataPlan
 from medfl.data.reasons import outward
 from medfl.errors import DataError, MedflError, RunError
 from medfl.learning.checkpoint import EpochStore, order_key
-from medfl.learning.course import SNAPSHOT, Course, Feed, batches, planned_steps
+from medfl.learning.course import Course, Feed, batches
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
-from medfl.learning.messages import TrainOrder, TrainReply
+from medfl.learning.messages import SNAPSHOT, TrainOrder, TrainReply, planned_steps
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
+from medfl.learning.partial import PartialTraining, setup_of
 from medfl.learning.randomness import generator, torch_seed
 from medfl.learning.resume import Bookmark, LocalTraining, setup_digest
 from medfl.learning.rules.base import LocalContext, LocalRule
@@ -36,6 +37,7 @@ from medfl.tasks.base import Prediction, Statistics, Task
 from medfl.update.base import Payload, Update, Upload
 from medfl.update.memories.base import SiteState
 from medfl.update.pipeline import UploadPipeline
+from medfl.update.submodels.base import Choice, Coordinates, Start, SubModel, embedded
 from medfl.update.vector import FloatVector
 from medfl.update.wire import as_bytes
 
@@ -54,13 +56,14 @@ Tamper = Callable[[FloatVector], FloatVector]
 
 @dataclass(frozen=True)
 class LocalParts:
-    """Everything a study says about what happens at a site. snapshots: whether the study's schedule may ask for them:
-    an order alone may not, or a coordinator could have updates sent past the channel."""
+    """Everything a study says about what happens at a site. submodel: not bound yet. snapshots: whether the study's
+    schedule may ask for them: an order alone may not, or a coordinator could have updates sent past the channel."""
 
     task: Task
     plan: DataPlan[Any]
     rules: Sequence[LocalRule]
     optimizer: SgdOptimizer | AdamOptimizer
+    submodel: SubModel
     pipeline: UploadPipeline
     batch_size: int
     gradient_clip: float | None
@@ -77,6 +80,8 @@ class SiteExecutor:
         local = seeded(lambda: parts.task.build_local() or torch.nn.Identity(), parts.seed)
         self.local = FlatNetwork(local, device) if any(True for _ in local.parameters()) else None
         self._fresh_local = self.local.store() if self.local else None
+        parts.pipeline.codec.bind(self.network.layout)
+        parts.submodel.bind(setup_of(parts.task, parts.seed, self.network.layout))
         self._engine: PatientEngine | None = None
         self._private: dict[str, PrivateSgd] = {}
 
@@ -110,6 +115,8 @@ class SiteExecutor:
             )
         torch.manual_seed(torch_seed(self.parts.seed, "local", order.round, order.site))
         private = dict(state)
+        choice = Choice(order.site, order.round, order.part)
+        start = self.parts.submodel.begin(choice, model, private, partial(self._measure, data))
         cases = self.parts.plan.unique(data.site, order.round, samples)
         snapshot = None
         if disclosure is not None and disclosure.plan.kind != "site":
@@ -119,14 +126,15 @@ class SiteExecutor:
         else:
             key = "" if checkpoints is None else order_key(checkpoints.run, order, model, cases)
             mark = None if checkpoints is None else partial(Bookmark, checkpoints, key)
-            course, context = self._run(samples, order, model, private, step_done, mark)
+            course, context = self._run(samples, order, start, private, step_done, mark)
             trained = time.perf_counter()
             if disclosure is not None:
                 disclosure.permit(order.round)
                 course = Course.untold(len(course.losses))
-            payload = self._upload(model, order, private, cases, tamper, context)
+            payload = self._upload(model, order, private, cases, tamper, context, start.sends)
             if SNAPSHOT in context.scratch:
-                early = self._clean(context.scratch[SNAPSHOT].numpy(), order)
+                early = context.scratch[SNAPSHOT].numpy()
+                _check_finite({"snapshot": early}, order)
                 snapshot = self.parts.pipeline.codec.encode(Update(early, early.size), self._rng("snapshot", order))
         _check_finite(private, order)
         state.clear()
@@ -144,13 +152,14 @@ class SiteExecutor:
             seconds={"train": trained - started, "total": finished - started},
             skipped=Counter(outward(case.reason) for case in data.skipped),
             snapshot=snapshot,
+            notice=start.notice if payload is not None else b"",
         )
 
     def _run(
         self,
         samples: SampleSet,
         order: TrainOrder,
-        model: FloatVector,
+        start: Start,
         state: SiteState,
         step_done: StepDone | None,
         mark: Callable[[LocalTraining], Bookmark] | None,
@@ -164,24 +173,25 @@ class SiteExecutor:
         weights = self.parts.task.weights(labels)
         feed = Feed(samples, weights, self.parts.batch_size)
         before = dict(state)
-        context = self._begin(order, model, state, steps, partial(self._full_gradient, feed, indices))
+        context = self._begin(order, start.values, state, steps, partial(self._full_gradient, feed, indices))
+        part = PartialTraining(self.network, context.anchor, start.trains)
         optimizer = self.parts.optimizer.build(self.network.parameters, order.values["local.learning_rate"])
         losses = torch.zeros(steps, device=self.device)
         bookmark = None
         if mark is not None:
             setup = setup_digest(self.parts, self.device, steps, before | {"indices": indices, "labels": labels})
             bookmark = mark(LocalTraining(context, optimizer, losses, before, setup))
-        start = 0 if bookmark is None else bookmark.resume()
+        done = 0 if bookmark is None else bookmark.resume()
         rng = generator(self.parts.seed, "shuffle", order.round, order.site)
         sizes = np.zeros(steps)
         early = int(order.values.get(SNAPSHOT, 1.0) * steps) if self.parts.snapshots else steps
         for step, chosen in enumerate(batches(indices, self.parts.batch_size, steps, rng)):
             sizes[step] = len(chosen)
-            if step < start:
+            if step < done:
                 continue
             if step == early:
                 context.scratch[SNAPSHOT] = (self.network.parameters.detach() - context.anchor).cpu()
-            losses[step] = self._step(context, feed.batch(chosen), optimizer)
+            losses[step] = self._step(context, feed.batch(chosen), optimizer, part)
             if step_done is not None:
                 step_done(step + 1, steps)
             if bookmark is not None and (step + 1) % per_epoch == 0 and step + 1 < steps:
@@ -229,7 +239,9 @@ class SiteExecutor:
             rule.begin(context)
         return context
 
-    def _step(self, context: LocalContext, arrays: dict[str, Any], optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    def _step(
+        self, context: LocalContext, arrays: dict[str, Any], optimizer: torch.optim.Optimizer, part: PartialTraining
+    ) -> torch.Tensor:
         self.network.gradient.zero_()
         batch = self.parts.task.to_device(arrays, self.device)
         loss = self._loss(context, batch)
@@ -237,9 +249,11 @@ class SiteExecutor:
         context.gradient_at = partial(self._gradient_at, context, batch)
         for rule in self.parts.rules:
             rule.direction(context)
+        part.direction()
         if self.parts.gradient_clip is not None:
             clip_gradient(self.network.gradient, self.parts.gradient_clip)
         optimizer.step()
+        part.hold()
         return loss.detach()
 
     def _loss(self, context: LocalContext, batch: Any) -> torch.Tensor:
@@ -323,11 +337,6 @@ class SiteExecutor:
     def _rng(self, purpose: str, order: TrainOrder) -> np.random.Generator:
         return generator(self.parts.seed, purpose, order.round, order.site)
 
-    def _clean(self, delta: FloatVector, order: TrainOrder) -> FloatVector:
-        if not np.isfinite(delta).all():
-            raise _not_finite(["update"], order)
-        return delta
-
     def _upload(
         self,
         model: FloatVector,
@@ -336,6 +345,7 @@ class SiteExecutor:
         cases: int,
         tamper: Tamper | None,
         context: LocalContext,
+        sends: Coordinates | None = None,
     ) -> Payload | None:
         """The change since `model` through the pipeline; on the round's grid where updates are only added."""
         delta = np.empty_like(model)
@@ -349,12 +359,21 @@ class SiteExecutor:
             pipeline = replace(
                 pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP]), int(order.values[BIT]))
             )
-        upload = Upload(order.site, order.round, order.counted, model)
+        upload = Upload(order.site, order.round, order.counted, model, sends)
         payload = pipeline.run(delta, upload, state, self._rng("codec", order))
         if payload is not None:
+            size = delta.size if sends is None else sends.size
             for rule in self.parts.rules:
-                rule.sent(context, partial(pipeline.codec.decode, payload, delta.size))
+                rule.sent(context, lambda: embedded(pipeline.codec.decode(payload, size), sends, delta.size))
         return payload
+
+    def _measure(self, data: SiteData, model: FloatVector) -> float:
+        """The task's primary metric, larger being better, on the validation images; NaN without any."""
+        samples = data.splits.get("val")
+        if samples is None or not len(samples):
+            return math.nan
+        found = {metric.name: metric.value for metric in self.parts.task.metrics(self.evaluate(samples, model))}
+        return found[self.parts.task.primary]
 
     def evaluate(self, samples: SampleSet, model: FloatVector) -> Statistics:
         """The task's additive statistics of the global vector on these samples."""

@@ -6,6 +6,17 @@ from typing import Any
 
 from medfl.update.base import Payload
 
+SNAPSHOT = "local.snapshot"
+"""An order's value: the share of a site's steps after which it keeps a copy of its parameters; none when absent."""
+STEPS = "local.steps"
+"""An order's value: local steps in place of epochs."""
+
+
+def planned_steps(values: Mapping[str, float], per_epoch: int, most: int | None) -> int:
+    """Local steps of an order at a site that needs `per_epoch` of them for one pass over its samples."""
+    steps = round(values[STEPS]) if STEPS in values else per_epoch * max(1, round(values["local.epochs"]))
+    return max(1, min(steps, most or steps))
+
 
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
@@ -48,13 +59,15 @@ class LedgerHeads:
 class TrainOrder:
     """Train in this round. values: the round's hyper-parameters ("local.epochs", "local.learning_rate", ..). ledger:
     the head of the coordinator's privacy ledger, "" without one. counted: the last round in which an update of this
-    site moved the model, 0 before there was one; what a site remembers of an update that did not count is void."""
+    site moved the model, 0 before there was one; what a site remembers of an update that did not count is void. part:
+    the content of the sub-model's `Choice`: which part of the vector is sent and trains."""
 
     site: str
     round: int
     values: Mapping[str, float]
     ledger: str = ""
     counted: int = 0
+    part: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,8 @@ class TrainReply:
     """A site's answer to a TrainOrder.
 
     payload: the sealed update, or None when the upload gate kept it back. snapshot: the change of the model at an
-    earlier step, where the order's values ask for it ("local.snapshot"). cases: unique cases trained on.
+    earlier step, where the order's values ask for it ("local.snapshot"). notice: what a sub-model tells of the part of
+    the vector that the payload is of. cases: unique cases trained on.
     loss_start / loss: mean training loss over the first epoch and over the last. seconds: training, and all of it.
     ledger: the head of the site's privacy ledger, "" without one. skipped: cases that could not be used, by reason.
     """
@@ -79,6 +93,7 @@ class TrainReply:
     ledger: str = ""
     skipped: Mapping[str, int] = field(default_factory=dict)
     snapshot: Payload | None = None
+    notice: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

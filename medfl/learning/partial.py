@@ -1,10 +1,24 @@
 """Local training in which only some coordinates of the network move."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from medfl.learning.flat import FlatNetwork
-from medfl.update.submodels.base import Coordinates
+from medfl.learning.filters import task_units
+from medfl.learning.flat import FlatNetwork, initial_vector, seeded
+from medfl.update.submodels.base import Coordinates, Setup
+from medfl.update.vector import Layout
+
+if TYPE_CHECKING:
+    from medfl.tasks.base import Task
+
+
+def setup_of(task: "Task", seed: int, layout: Layout) -> Setup:
+    """What a sub-model is told of a run, the same at coordinator and sites. Networks are made anew when it asks."""
+    return Setup(
+        layout, seed, lambda: task_units(task, seeded(task.build, seed)), lambda: initial_vector(task, seed)[0]
+    )
 
 
 class PartialTraining:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medfl.coordinator.observer import Observer
 from medfl.errors import InputError
-from medfl.federation.round import RoundPlan
+from medfl.federation.outcome import RoundPlan
 from medfl.learning.messages import SiteInfo
 from medfl.privacy.mechanisms.base import MECHANISMS
 from medfl.report.dashboard.words import STATES, TAKES_PART

@@ -14,7 +14,7 @@ from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.federation.summing import Summation
 from medfl.hyperparameters.base import HYPERPARAMETERS, Hyperparameter
 from medfl.hyperparameters.constant import ConstantConfig
-from medfl.learning.course import planned_steps
+from medfl.learning.messages import planned_steps
 from medfl.learning.rules.base import RULES
 from medfl.privacy.channels.base import CHANNELS, Channel
 from medfl.privacy.mechanisms.base import MECHANISMS, Facts, Mechanism, NoisePlan
@@ -22,10 +22,12 @@ from medfl.study.model import Study
 from medfl.study.rules import values
 from medfl.tasks.base import TASKS, Task
 from medfl.update.codecs.base import CODECS, Codec
+from medfl.update.down import Changes
 from medfl.update.gates.base import GATES
 from medfl.update.memories.base import MEMORIES
 from medfl.update.pipeline import UploadPipeline
-from medfl.update.submodels.base import SUBMODELS
+from medfl.update.submodels.base import SUBMODELS, SubModel
+from medfl.update.vector import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +41,20 @@ def build_task(study: Study) -> Task:
 
 
 def build_codec_down(study: Study) -> Codec:
-    codec: Codec = CODECS.build(study.update.codec_down)
+    """The codec of whole models: where changes are sent down, models to be evaluated travel without loss."""
+    changes = study.update.down == "change"
+    codec: Codec = CODECS.build(CODECS.default("fp32") if changes else study.update.codec_down)
     return codec
+
+
+def build_codec_changes(study: Study) -> Codec | None:
+    """The codec of changes that are sent down in place of the model; None where the model is sent."""
+    return CODECS.build(study.update.codec_down) if study.update.down == "change" else None
+
+
+def build_submodel(study: Study) -> SubModel | None:
+    """None where all of the vector travels."""
+    return None if study.update.submodel.kind == "full" else SUBMODELS.build(study.update.submodel)
 
 
 def build_local(study: Study) -> "LocalParts":
@@ -53,8 +67,8 @@ def build_local(study: Study) -> "LocalParts":
         plan=PLANS.build(local.plan),
         rules=[RULES.build(rule) for rule in local.rules],
         optimizer=local.optimizer,
+        submodel=SUBMODELS.build(update.submodel),
         pipeline=UploadPipeline(
-            submodel=SUBMODELS.build(update.submodel),
             gate=GATES.build(update.gate),
             memory=MEMORIES.build(update.memory),
             codec=CODECS.build(update.codec_up),
@@ -69,7 +83,7 @@ def build_local(study: Study) -> "LocalParts":
 
 def build_federation(study: Study, noise: NoisePlan | None = None) -> FederationParts:
     """What happens at the coordinator, with the run's noise. Does not import torch."""
-    federation = study.federation
+    federation, changes = study.federation, build_codec_changes(study)
     return FederationParts(
         schedule=SCHEDULES.build(federation.schedule),
         codec=CODECS.build(study.update.codec_up),
@@ -80,7 +94,20 @@ def build_federation(study: Study, noise: NoisePlan | None = None) -> Federation
         summation=build_summation(study, noise),
         quorum=federation.quorum,
         stand_in=GATES.build(study.update.gate).stand_in(),
+        submodel=build_submodel(study),
+        down=None if changes is None else Changes(changes),
     )
+
+
+def bind_federation(parts: FederationParts, study: Study, layout: Layout) -> None:
+    """Tell the coordinator's parts of the network. Imports torch where a sub-model wants to see it."""
+    parts.codec.bind(layout)
+    if parts.down is not None:
+        parts.down.codec.bind(layout)
+    if parts.submodel is not None:
+        from medfl.learning.partial import setup_of
+
+        parts.submodel.bind(setup_of(build_task(study), study.seed, layout))
 
 
 def steps_of(study: Study, cases: int, values: Mapping[str, float]) -> int:

@@ -100,6 +100,9 @@ class UpdateSection(Section):
     memory: Annotated[Chosen, MEMORIES] = Field(default={"kind": "none"}, validate_default=True)
     codec_up: Annotated[Chosen, CODECS] = Field(default={"kind": "fp32"}, validate_default=True)
     codec_down: Annotated[Chosen, CODECS] = Field(default={"kind": "fp32"}, validate_default=True)
+    down: Literal["model", "change"] = Field(
+        "model", description="what codec_down codes: each round's model, or what changed since a site saw it last"
+    )
     channel: Annotated[Chosen, CHANNELS] = Field(default={"kind": "clear"}, validate_default=True)
     clip: float | None = Field(
         None,

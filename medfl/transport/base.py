@@ -21,8 +21,15 @@ from medfl.update.vector import FloatVector, Layout
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+Models = Payload | Mapping[str, Payload]
+"""What the sites of a round are sent: the same, or to each its own."""
+
 LocalProgress = Callable[[str, int, int], None]
 """Called with (site, steps done, steps planned) while a site trains."""
+
+
+def model_for(models: Models, site: str) -> Payload:
+    return models if isinstance(models, Payload) else models[site]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Transport(ABC):
 
     @abstractmethod
     def train(
-        self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
+        self, orders: Sequence[TrainOrder], models: Models, progress: LocalProgress | None = None
     ) -> Generator[Delivery, None, None]:
         """Send the model with each order; yield one delivery an order, in their order. `evaluate` may be called
         between two deliveries. Closing the generator gives up the orders that have not started."""

@@ -10,7 +10,7 @@ from medfl.learning.executor import SiteExecutor, StepDone
 from medfl.learning.flat import initial_vector
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.privacy.channels.base import Identity, Message
-from medfl.study.build import build_codec_down, build_local, choose_device
+from medfl.study.build import build_codec_changes, build_codec_down, build_local, choose_device
 from medfl.study.sources import RunInputs, load_site_data
 from medfl.tasks.base import Statistics
 from medfl.transport.base import Arrays
@@ -18,7 +18,12 @@ from medfl.transport.door import SiteDoor
 from medfl.transport.faults import corrupted_data, tampering
 from medfl.transport.memory import Memories, Transient
 from medfl.update.base import Payload
+from medfl.update.down import receive
+from medfl.update.submodels.base import Choice, embedded
 from medfl.update.vector import FloatVector, Layout
+
+_LATEST = 2**53
+"""A round that no run comes to: what a site remembers now."""
 
 
 class SiteHost:
@@ -38,11 +43,15 @@ class SiteHost:
         self._memories = memories or {name: Transient() for name in cases}
         self._run = ""
         self._codec = build_codec_down(inputs.study)
+        self._changes = build_codec_changes(inputs.study)
         self._received: tuple[Payload, FloatVector] | None = None
         known = identities or {}
         self._doors = {name: SiteDoor(name, inputs, known.get(name), self._memories[name]) for name in cases}
         parts = build_local(inputs.study)
         self._executor = SiteExecutor(parts, choose_device(inputs.study))
+        for codec in (self._codec, self._changes):
+            if codec is not None:
+                codec.bind(self._executor.network.layout)
 
     def open(self) -> list[SiteInfo]:
         """Load every site's data; InputError with the faults of all sites."""
@@ -108,6 +117,16 @@ class SiteHost:
             self._received = model, self._codec.decode(model, size).dense()
         return self._received[1]
 
+    def _received_for(self, order: TrainOrder, model: Payload, state: Arrays) -> FloatVector:
+        """The vector [size] that a site trains from, of what it was sent and what it has."""
+        size = self._executor.network.layout.size
+        if self._changes is not None:
+            return receive(model, self._changes, size, state)
+        places = self._executor.parts.submodel.down(Choice(order.site, order.round, order.part), state)
+        if places is None:
+            return self.receive(model)
+        return embedded(self._codec.decode(model, places.size), places, size).dense()
+
     def train(
         self, order: TrainOrder, model: Payload, step_done: StepDone | None = None
     ) -> tuple[TrainReply | SiteFailure, Arrays]:
@@ -115,9 +134,10 @@ class SiteHost:
         memory, door = self._memories[order.site], self._doors[order.site]
         state = memory.state(order.round)
         try:
-            vector = self.receive(model)
+            private = dict(state)
+            vector = self._received_for(order, model, private)
             door.witness(order)
-            reply, after = self._trained(order, vector, dict(state), step_done)
+            reply, after = self._trained(order, vector, private, step_done)
             return door.seal(reply), after
         except MedflError as error:
             where, what = f"site {order.site}", str(error)
@@ -152,7 +172,8 @@ class SiteHost:
         samples = self._data[site].splits.get(split)
         if samples is None:
             raise RunError.at(f"site {site}", f"has no {split} split")
-        return self._executor.evaluate(samples, self.receive(model))
+        vector = self._executor.parts.submodel.personal(self.receive(model), self._memories[site].state(_LATEST))
+        return self._executor.evaluate(samples, vector)
 
     def restore(self, states: Mapping[str, Arrays]) -> None:
         for name, arrays in states.items():

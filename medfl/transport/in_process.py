@@ -8,7 +8,7 @@ from medfl.learning.executor import StepDone
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder
 from medfl.privacy.channels.base import Message
 from medfl.study.sources import RunInputs
-from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
+from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Models, Transport, model_for
 from medfl.transport.host import SiteHost
 from medfl.transport.messages import encode_order, encode_reply, encode_statistics
 from medfl.update.base import Payload
@@ -42,10 +42,10 @@ class InProcess(Transport):
         return {site: answer for site, answer in answers.items() if answer is not None}
 
     def train(
-        self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
+        self, orders: Sequence[TrainOrder], models: Models, progress: LocalProgress | None = None
     ) -> Generator[Delivery, None, None]:
         for order in orders:
-            yield self._train(order, model, progress)
+            yield self._train(order, model_for(models, order.site), progress)
 
     def _train(self, order: TrainOrder, model: Payload, progress: LocalProgress | None) -> Delivery:
         down = size(encode_order(order, model))

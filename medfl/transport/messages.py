@@ -37,6 +37,9 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
         if payload is not None:
             header[name] = {**payload.header(), "buffers": len(payload.buffers)}
             buffers += payload.buffers
+    if reply.notice:
+        header["notice"] = True
+        buffers.append(reply.notice)
     return parts(header, buffers)
 
 
@@ -78,9 +81,10 @@ def _vectors(header: dict[str, Any], buffers: list[memoryview]) -> dict[str, Any
             raise RunError.at("reply", f"describes a {name} that it does not carry")
         found[name] = None if described is None else Payload.of(described, buffers[:count])
         buffers = buffers[count:]
-    if buffers:
+    told = header.pop("notice", False) is True
+    if len(buffers) != told:
         raise RunError.at("reply", f"carries {len(buffers)} buffers that it does not describe")
-    return found
+    return {**found, "notice": bytes(buffers[0]) if told else b""}
 
 
 def _is(value: Any, kind: type) -> bool:

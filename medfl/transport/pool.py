@@ -13,7 +13,7 @@ from medfl.data.base import Case
 from medfl.errors import Fault, Faults, InputError, RunError
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder
 from medfl.privacy.channels.base import Message
-from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
+from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Models, Transport, model_for
 from medfl.transport.messages import decode_reply, decode_statistics, encode_order
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector, Layout
@@ -112,14 +112,14 @@ class Pool(Transport):
         return answers
 
     def train(
-        self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
+        self, orders: Sequence[TrainOrder], models: Models, progress: LocalProgress | None = None
     ) -> Generator[Delivery, None, None]:
-        jobs = [_train(order, model, progress) for order in orders]
+        jobs = [_train(order, model_for(models, order.site), progress) for order in orders]
         for job in jobs:
             self._of[job.site].queue.append(job)
         try:
             for order, job in zip(orders, jobs, strict=True):
-                down = size(encode_order(order, model))
+                down = size(encode_order(order, model_for(models, order.site)))
                 yield _delivery(order, *self._finish(job), down)
         finally:
             for job in jobs:

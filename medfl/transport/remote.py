@@ -16,7 +16,7 @@ from medfl.errors import MedflError, RunError
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder
 from medfl.privacy.channels.base import Message
 from medfl.transport.answers import body, failure, heads_of, info_of
-from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
+from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Models, Transport, model_for
 from medfl.transport.checksums import Bulk
 from medfl.transport.messages import decode_reply, decode_statistics
 from medfl.transport.parcels import unload
@@ -200,14 +200,19 @@ class Remote(Transport):
     # a round
 
     def train(
-        self, orders: Sequence[TrainOrder], model: Payload, progress: LocalProgress | None = None
+        self, orders: Sequence[TrainOrder], models: Models, progress: LocalProgress | None = None
     ) -> Generator[Delivery, None, None]:
-        self._post.largest = max(self._post.largest, 16 * model.size + _ROOM)
         end = time.monotonic() + self._terms.patience.deadline
-        bulk = Bulk.of(model.buffers)
+        bulks: dict[int, Bulk] = {}
         tickets: dict[str, Ticket] = {}
         for order in orders:
+            model = model_for(models, order.site)
+            self._post.largest = max(self._post.largest, 16 * model.size + _ROOM)
             if self._excuse(order.site) == "":
+                # most sites are sent the same bytes, which are summed up once
+                if id(model) not in bulks:
+                    bulks[id(model)] = Bulk.of(model.buffers)
+                bulk = bulks[id(model)]
                 request = Request.of("train", {**asdict(order), "model": model.header()}, model.buffers, bulk)
                 tickets[order.site] = self._post.post(order.site, request, progress)
         self._post.sweep()

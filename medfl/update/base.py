@@ -44,13 +44,18 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Whose update, and of which round. counted: the last round in which an update of the site moved the model, 0
-    before there was one. model: the global vector [size] that the site trained from."""
+    """Whose update, and of which round.
+
+    counted: the last round in which an update of the site moved the model, 0 before there was one. model: the global
+    vector [size] that the site trained from. sends: the coordinates [k] whose change is sent, strictly increasing; None
+    for all.
+    """
 
     site: str
     round: int
     counted: int
     model: FloatVector
+    sends: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

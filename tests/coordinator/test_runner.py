@@ -18,7 +18,7 @@ from medfl.coordinator.journal import Journal
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import inputs_of, simulate
 from medfl.errors import InputError, RunError
-from medfl.federation.round import Contribution, RoundPlan
+from medfl.federation.outcome import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
 from medfl.transport.in_process import InProcess
 

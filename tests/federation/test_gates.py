@@ -20,7 +20,6 @@ from medfl.update.gates.laq import Laq
 from medfl.update.gates.mirror import SumOfMirrors
 from medfl.update.memories.base import MEMORIES, SiteState
 from medfl.update.pipeline import UploadPipeline
-from medfl.update.submodels.base import SUBMODELS
 from medfl.update.vector import FloatVector
 
 MANY = least_squares(40, 30, 50, 1)
@@ -46,7 +45,7 @@ class Amnesic(SumOfMirrors):
 
 
 def way(gate: UploadGate, codec: Codec | None = None) -> UploadPipeline:
-    return UploadPipeline(plugin(SUBMODELS, "full"), gate, plugin(MEMORIES, "none"), codec or Lossless())
+    return UploadPipeline(gate, plugin(MEMORIES, "none"), codec or Lossless())
 
 
 def gated(**settings: Any) -> Exact:

@@ -13,7 +13,7 @@ from toys.parts import Federated, configured, federation_parts, plugin
 from toys.problems import SiteRows, curvature, least_squares, loss, optimum
 from toys.tasks import LeastSquares, Rows, site
 
-from medfl.federation.round import RoundOutcome
+from medfl.federation.outcome import RoundOutcome
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS, ServerStep
 from medfl.federation.server_steps.momentum import ServerMomentum, ServerMomentumConfig

@@ -11,8 +11,8 @@ import pytest
 from medfl.coordinator import records
 from medfl.coordinator.files import append_line, save_model, write_json, write_lines
 from medfl.coordinator.journal import Journal
+from medfl.federation.outcome import Contribution, RoundOutcome, RoundPlan
 from medfl.federation.regulator.base import ADMIT, Verdict
-from medfl.federation.round import Contribution, RoundOutcome, RoundPlan
 from medfl.learning.messages import SiteInfo
 from medfl.study.build import build_task
 from medfl.study.load import study_from_json

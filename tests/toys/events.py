@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfl.federation.asynchronous.federation import Arrived, AsynchronousFederation, Flight
-from medfl.federation.round import RoundOutcome
+from medfl.federation.outcome import RoundOutcome
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.learning.messages import TrainOrder, TrainReply
 from medfl.update.base import Payload, Update

@@ -8,8 +8,9 @@ import torch
 from medfl.data.base import SiteData
 from medfl.data.plans.base import PLANS
 from medfl.federation.aggregation.base import AGGREGATORS
+from medfl.federation.outcome import RoundOutcome
 from medfl.federation.regulator.base import REGULATORS
-from medfl.federation.round import Federation, FederationParts, RoundOutcome, Validate
+from medfl.federation.round import Federation, FederationParts, Validate
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.hyperparameters.base import HYPERPARAMETERS
@@ -38,7 +39,7 @@ def plugin(point: PluginPoint, kind: str, **settings: Any) -> Any:
 
 def pipeline(codec: str = "fp32", memory: str = "none", gate: str = "always") -> UploadPipeline:
     return UploadPipeline(
-        plugin(SUBMODELS, "full"), plugin(GATES, gate), plugin(MEMORIES, memory), plugin(CODECS, codec)
+        plugin(GATES, gate), plugin(MEMORIES, memory), plugin(CODECS, codec)
     )
 
 
@@ -48,6 +49,7 @@ def local_parts(task: Task, **changes: Any) -> LocalParts:
         "plan": plugin(PLANS, "shards"),
         "rules": [plugin(RULES, "sgd")],
         "optimizer": SgdOptimizer(),
+        "submodel": plugin(SUBMODELS, "full"),
         "pipeline": pipeline(),
         "batch_size": 10**6,
         "gradient_clip": None,

@@ -14,7 +14,8 @@ from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.rounds import Course, Rounds
 from medfl.errors import RunError
-from medfl.federation.round import Federation, RoundOutcome
+from medfl.federation.outcome import RoundOutcome
+from medfl.federation.round import Federation
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.privacy import grid as grids

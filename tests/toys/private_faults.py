@@ -14,9 +14,9 @@ import pytest
 from medfl.coordinator import desk as desks
 from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.rounds import Course, Rounds
+from medfl.federation.outcome import RoundOutcome
 from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Verdict
 from medfl.federation.regulator.finite import FiniteConfig
-from medfl.federation.round import RoundOutcome
 from medfl.federation.summing import RoundSum
 from medfl.learning import disclosure
 from medfl.privacy.accounting.base import GaussianEvent

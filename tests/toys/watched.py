@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from medfl.federation.outcome import Contribution, RoundPlan
 from medfl.federation.regulator.base import ADMIT, Verdict
-from medfl.federation.round import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
 from medfl.study.load import study_from_json
 

@@ -11,7 +11,7 @@ import pytest
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
 from medfl.errors import InputError, RunError
-from medfl.federation.round import RoundPlan
+from medfl.federation.outcome import RoundPlan
 from medfl.transport.pool import shared_out
 from medfl.transport.process_pool import worker_count
 

@@ -11,7 +11,7 @@ import pytest
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
 from medfl.errors import InputError, RunError
-from medfl.federation.round import RoundPlan
+from medfl.federation.outcome import RoundPlan
 from medfl.transport.engines import Engine
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'medfl[ray]'")

@@ -1,9 +1,9 @@
 """Memories and the order of the way up."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from medfl.update.gates.base import GATES, UploadGate
 from medfl.update.memories.base import MEMORIES, Memory, SiteState
 from medfl.update.memories.error_feedback import ErrorFeedback, ErrorFeedbackConfig
 from medfl.update.pipeline import UploadPipeline
-from medfl.update.submodels.base import SUBMODELS, SubModel
 from medfl.update.vector import FloatVector
 
 RNG = np.random.default_rng(0)
@@ -46,7 +45,6 @@ def upload(round_: int) -> Upload:
 
 def pipeline(memory: Memory, codec: Codec | None = None) -> UploadPipeline:
     return UploadPipeline(
-        SUBMODELS.build(SUBMODELS.default("full")),
         GATES.build(GATES.default("always")),
         memory,
         codec or Coarse(PluginConfig(kind="coarse")),
@@ -117,7 +115,6 @@ def test_the_memory_keeps_what_the_clip_cut_off_and_what_is_sent_is_bounded() ->
 def test_the_residual_does_not_alias_the_update_or_the_payload() -> None:
     state: SiteState = {}
     way = UploadPipeline(
-        SUBMODELS.build(SUBMODELS.default("full")),
         GATES.build(GATES.default("always")),
         error_feedback(),
         CODECS.build(CODECS.default("fp32")),
@@ -131,11 +128,6 @@ def test_the_residual_does_not_alias_the_update_or_the_payload() -> None:
 
 def test_the_order_of_the_way_up() -> None:
     calls: list[str] = []
-
-    class Odd(SubModel):
-        def select(self, site: str, round_: int, size: int) -> npt.NDArray[np.int64]:
-            calls.append(f"select {site} {round_}")
-            return np.arange(1, size, 2)
 
     class Gate(UploadGate):
         def before(self, update: Update, upload: Upload, state: SiteState) -> Update:
@@ -163,14 +155,25 @@ def test_the_order_of_the_way_up() -> None:
             return super().encode(update, rng)
 
     nothing = PluginConfig(kind="test")
-    way = UploadPipeline(Odd(nothing), Gate(nothing), Noted(nothing), Code(nothing))
+    way = UploadPipeline(Gate(nothing), Noted(nothing), Code(nothing))
     delta = np.arange(SIZE, dtype=np.float32)
-    payload = way.run(delta, upload(1), {}, RNG)
-    assert calls == ["select a 1", "news 20", "before", "encode", "gate 20", "after 40", "gate after"]
+    odd = np.arange(1, SIZE, 2)
+    payload = way.run(delta, replace(upload(1), sends=odd), {}, RNG)
+    assert calls == ["news 20", "before", "encode", "gate 20", "after 40", "gate after"]
     assert payload is not None
-    odd = way.codec.decode(payload, SIZE).dense()
-    np.testing.assert_array_equal(odd[1::2], delta[1::2])
-    assert not odd[::2].any()
+    np.testing.assert_array_equal(way.codec.decode(payload, odd.size).dense(), delta[odd])
     calls.clear()
     assert way.run(delta, upload(2), {}, RNG) is None
-    assert calls == ["select a 2", "news 20", "before", "encode", "gate 20"]
+    assert calls == ["news 40", "before", "encode", "gate 40"]
+
+
+def test_a_memory_keeps_what_lies_outside_the_part_that_is_sent() -> None:
+    state: SiteState = {}
+    way, delta, odd = pipeline(error_feedback()), np.full(SIZE, 3.25, np.float32), np.arange(1, SIZE, 2)
+    payload = way.run(delta, replace(upload(1), sends=odd), state, RNG)
+    assert payload is not None and payload.size == odd.size
+    assert not state["memory.residual"][::2].any(), "what did not train has nothing to remember"
+    assert state["memory.residual"][1::2].tolist() == [0.25] * odd.size
+    even = way.run(np.zeros(SIZE, np.float32), replace(upload(2), sends=np.arange(0, SIZE, 2)), state, RNG)
+    assert even is not None
+    assert state["memory.residual"][1::2].tolist() == [0.25] * odd.size, "it waits until it is sent again"

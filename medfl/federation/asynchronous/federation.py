@@ -20,16 +20,9 @@ from medfl.errors import RunError
 from medfl.federation.aggregation.base import Aggregator
 from medfl.federation.asynchronous.base import Asynchronous
 from medfl.federation.asynchronous.influence import Influence
+from medfl.federation.outcome import Contribution, RoundOutcome, RoundPlan
 from medfl.federation.regulator.base import Bench, Verdict
-from medfl.federation.round import (
-    Contribution,
-    Federation,
-    FederationParts,
-    OpenRound,
-    RoundOutcome,
-    RoundPlan,
-    Validate,
-)
+from medfl.federation.round import Federation, FederationParts, OpenRound, Validate
 from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
 from medfl.update.base import Payload, Update
 from medfl.update.vector import FloatVector

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from medfl.federation.schedule.base import Draw, Schedule
-from medfl.learning.course import SNAPSHOT
+from medfl.learning.messages import SNAPSHOT
 from medfl.plugins import PluginConfig
 
 Weights = npt.NDArray[np.float64]

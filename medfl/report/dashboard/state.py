@@ -13,7 +13,7 @@ from typing import Any
 from medfl.coordinator import records
 from medfl.coordinator.journal import Journal, Where, journal_in
 from medfl.coordinator.observer import Observer
-from medfl.federation.round import Contribution, RoundPlan
+from medfl.federation.outcome import Contribution, RoundPlan
 from medfl.learning.messages import SiteInfo
 from medfl.privacy.mechanisms.base import MECHANISMS
 from medfl.report.dashboard import figures

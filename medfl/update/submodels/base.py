@@ -117,10 +117,6 @@ class SubModel(Plugin[PluginConfig], ABC):
         """What a site has for itself of a model [size]; the model, unless the site has a mask of its own."""
         return model
 
-    def select(self, site: str, round_: int, size: int) -> Coordinates | None:
-        """The coordinates of a site and round where nothing is chosen by the coordinator."""
-        return self.coordinates(Choice(site, round_))
-
 
 class Chooser:
     """The coordinator's end of a sub-model, and its state. Default: nothing to choose, to learn or to keep."""

@@ -9,7 +9,7 @@ from toys.watched import PRIVATE, infos, play, play_on, record_of, study_of
 
 from medfl.coordinator.files import write_lines
 from medfl.errors import InputError
-from medfl.federation.round import Contribution, RoundPlan
+from medfl.federation.outcome import Contribution, RoundPlan
 from medfl.report.dashboard.drawing import SHAPES
 from medfl.report.dashboard.state import KEPT_EVENTS, PARTS, LiveState
 from medfl.report.dashboard.view import Pages
