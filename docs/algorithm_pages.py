@@ -88,7 +88,8 @@ def _facts(entry: Entry) -> Iterator[str]:
 def _refused(found: list[Refusal]) -> Iterator[str]:
     if not found:
         return
-    yield from ("## Not together with", "", "A study that has all of these beside it is refused.", "")
+    yield from ("## Not together with", "")
+    yield from ("A study is refused when it has, beside this, what stands in one of these lines.", "")
     yield from ("| beside it | because | instead | rule |", "|---|---|---|---|")
     for refusal in found:
         beside = " and ".join(f"`{fact}`" for fact in refusal.beside)

@@ -38,6 +38,8 @@ from medfl.update.memories.base import MEMORIES
 from medfl.update.submodels.base import SUBMODELS
 
 BUILT_IN = "medfl"
+_A_NAME = 4
+"""Up to so many words are a name, which alone says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,10 @@ class Entry:
 
     @cached_property
     def summary(self) -> str:
-        """The first sentence about it, without the paper."""
-        sentences = re.split(r"(?<=[.;])\s", " ".join(without_citations(self.text).split()))
-        # a name alone says nothing
-        first = sentences[0] if len(sentences[0].split()) > 2 else " ".join(sentences[:2])
-        return first.rstrip(";.")
+        """The first sentence about it, without the paper, and the second where the first is only a name."""
+        sentences = re.split(r"(?<=\.)\s", " ".join(without_citations(self.text).split()))
+        first = sentences[0] if len(sentences[0].split()) > _A_NAME else " ".join(sentences[:2])
+        return first.rstrip(".")
 
     @cached_property
     def papers(self) -> tuple[str, ...]:
@@ -240,8 +241,8 @@ def required(place: Place, kind: str, config: type[PluginConfig]) -> dict[str, A
     """A value for each setting without a default: the field's own first example, else the smallest that fits."""
     given = {**_GIVEN.get(place.name, {}), **_GIVEN.get(f"{place.name} {kind}", {})}
     known = {name: value for name, value in given.items() if name in config.model_fields}
-    schema = config.model_json_schema().get("properties", {})
     wanted = [name for name, field in config.model_fields.items() if field.is_required() and name not in known]
+    schema = config.model_json_schema()["properties"] if wanted else {}
     return known | {name: _smallest(schema[name]) for name in wanted}
 
 

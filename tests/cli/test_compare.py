@@ -13,6 +13,8 @@ from medfl.cli.main import main
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
 from medfl.report.compare import runs
+from medfl.report.compare.variants import read_variants
+from medfl.study.load import load_study
 from medfl.transport.engines import Engine
 
 
@@ -221,3 +223,15 @@ def test_other_test_images_are_told_of(command: Command) -> None:
     code, out, _ = command({"plain": [], "split": ["data.split=[2, 4, 4]"]}, "--seeds", "0")
     assert code == 0
     assert "split is not tested on the same images of the same sites as plain." in out
+
+
+def test_the_page_shows_a_file_of_variants_that_is_one(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "docs" / "compare.md").read_text(encoding="utf-8")
+    shown = re.search(r'```yml title="variants.yaml"\n(.*?)```', text, re.DOTALL)
+    assert shown is not None
+    (tmp_path / "variants.yaml").write_text(shown[1], encoding="utf-8")
+    found = read_variants(tmp_path / "variants.yaml")
+    assert len(found) > 2
+    for variant in found.values():
+        load_study(root / "configs" / "pneumonia.yaml", variant.set)

@@ -100,6 +100,7 @@ def test_names_are_forgiving_and_unknown_ones_are_answered() -> None:
         ('FedProx (Li et al., "Fed (and more)", MLSys 2020).', ('Li et al., "Fed (and more)", MLSys 2020',)),
         ("EF (Seide et al. 2014; Karimireddy et al. 2019): a", ("Seide et al. 2014", "Karimireddy et al. 2019")),
         ('K. Bonawitz et al., "Secure", CCS 2017: more', ('K. Bonawitz et al., "Secure", CCS 2017',)),
+        ("DRFA (Deng, Kamani & Mahdavi, NeurIPS 2020), and Prox", ("Deng, Kamani & Mahdavi, NeurIPS 2020",)),
         ("as Wang & Joshi 2019 say", ("Wang & Joshi 2019",)),
         ("masks (McMahan et al.,\narXiv 1602.05629)", ("McMahan et al., arXiv 1602.05629",)),
         ("(VOC 2012 itself counts pixels from 1) in 2012 of 2048 values (about 2000)", ()),
