@@ -44,6 +44,8 @@ def run_all(plans: Sequence[Plan], watch: Watch, engine: Engine) -> Iterator[Out
 
 
 def _run(one: Plan, observer: Observer, engine: Engine) -> Outcome:
+    story = one.folder.with_name(f"{one.folder.name}.error.txt")
+    story.unlink(missing_ok=True)
     try:
         begun = one.state == "begun"
         summary = simulate(one.inputs, one.folder, observer, resume=begun, engine=engine)
@@ -54,6 +56,5 @@ def _run(one: Plan, observer: Observer, engine: Engine) -> Outcome:
         return Outcome(one, None, str(error))
     except Exception as error:
         # what one variant does wrong must not cost the others' results; its whole story lies beside its folder
-        story = one.folder.with_name(f"{one.folder.name}.error.txt")
         write_text(story, traceback.format_exc())
         return Outcome(one, None, f"{type(error).__name__}: {error} (see {story})")
