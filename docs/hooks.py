@@ -19,8 +19,8 @@ from typer.models import OptionInfo, ParameterInfo
 
 from medfl.cli.main import app
 from medfl.study.catalogue import PLACES
+from medfl.study.combinations import RULES
 from medfl.study.model import Site, Study
-from medfl.study.rules import RULES
 
 MARKER = re.compile(r"^<!-- made from the code: ([a-z -]+) -->$", re.MULTILINE)
 

@@ -112,7 +112,10 @@ class OpenRound:
         codec = self._parts.codec if self.sum is None else self.sum.codec
         size = self._bench.model.size
         places = self._places(reply)
-        update = embedded(codec.decode(payload, size if places is None else places.size), places, size)
+        update = codec.decode(payload, size if places is None else places.size)
+        if places is not None:
+            # dense within its part: what a sparse codec left out there is zero, not somebody else's
+            update = embedded(Update(update.dense(), update.size), places, size)
         mine.norm = update.norm()
         early = self._snapshot(reply)
         arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)

@@ -135,7 +135,7 @@ class SiteExecutor:
             if SNAPSHOT in context.scratch:
                 early = context.scratch[SNAPSHOT].numpy()
                 _check_finite({"snapshot": early}, order)
-                snapshot = self.parts.pipeline.codec.encode(Update(early, early.size), self._rng("snapshot", order))
+                snapshot = self.parts.pipeline.codec.at(order.values).encode(Update(early, early.size), self._rng("snapshot", order))
         _check_finite(private, order)
         state.clear()
         state.update(private)
@@ -353,7 +353,7 @@ class SiteExecutor:
             raise _not_finite(["update"], order)
         if tamper is not None:
             delta = tamper(delta)
-        pipeline = self.parts.pipeline
+        pipeline = replace(self.parts.pipeline, codec=self.parts.pipeline.codec.at(order.values))
         if CLIP in order.values:
             grid = Grid.of(order.values)
             pipeline = replace(

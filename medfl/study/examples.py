@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from medfl.errors import MedflError
 from medfl.hyperparameters.base import HYPERPARAMETERS
 from medfl.study.catalogue import PLACES, Entry, Place, entries
+from medfl.study.combinations import RULES, Rule
 from medfl.study.model import Study
-from medfl.study.rules import RULES, Rule, conflicts, traits
+from medfl.study.rules import conflicts, traits
 from medfl.tasks.base import TASKS
 
 Part = Mapping[str, Any]

@@ -117,7 +117,7 @@ def test_adaptive_rules_are_refused_together(tiny: Any, capsys: Any) -> None:
     [
         ({"stop": {"rounds": 2, "target": {"metric": "auroc", "value": 0.9}}}, "dp-stop"),
         ({"federation": {"schedule": {"kind": "uniform", "fraction": 0.5}}}, "dp-cohort"),
-        ({"update": {"channel": "clear", "memory": "error_feedback"}}, "dp-memory"),
+        ({"update": {"channel": "clear", "memory": "error_feedback"}}, "C4"),
         ({"federation": {"regulator": ["norm_history"]}}, "dp-gradients"),
     ],
 )

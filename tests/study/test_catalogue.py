@@ -73,7 +73,7 @@ def test_refusals_are_those_of_the_rules() -> None:
 def test_refusals_include_what_a_study_says_of_a_plugin() -> None:
     memory = entry_named(place_named("memory"), "error_feedback")
     found = [one.rule.name for one in refusals(memory, example(memory))]
-    assert "dp-memory" in found
+    assert "C4" in found
     assert found == [one.rule.name for one in refusals(memory, example(memory))]
 
 

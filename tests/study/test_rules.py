@@ -9,9 +9,10 @@ import pytest
 from medfl.errors import StudyError
 from medfl.plugins import PluginConfig
 from medfl.study.build import build_federation, build_values, choose_device
+from medfl.study.combinations import RULES
 from medfl.study.load import load_study, study_from_json
 from medfl.study.model import Study
-from medfl.study.rules import RULES, conflicts, traits
+from medfl.study.rules import conflicts, traits
 
 CLASSIFICATION: dict[str, Any] = {
     "name": "test",
@@ -135,7 +136,7 @@ REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] 
         lambda: private("patient", local={"rules": ["fedprox"]}),
         lambda: private("local", local={"rules": ["fedprox"]}),
     ),
-    "dp-memory": (
+    "C4": (
         lambda: private("patient", update={"memory": "error_feedback"}),
         lambda: private("site", update={"memory": "error_feedback"}),
     ),
