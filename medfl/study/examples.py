@@ -34,6 +34,8 @@ _COMPANIONS: tuple[Part, ...] = (
     {"update": {"memory": "error_feedback"}},
     {"update": {"clip": 1.0}},
     {"task": {"kind": "classification", "classes": ["normal", "pneumonia"], "class_balance": "none"}},
+    {"local": {"steps": 10}},
+    {"local": {"steps": 10, "optimizer": {"kind": "sgd"}, "gradient_clip": None}},
     {"evaluation": {"unseen": ["hospital-e"], "public": "hospital-e"}},
     {"federation": {"regulator": ["finite"]}},
     {
