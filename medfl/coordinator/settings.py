@@ -29,6 +29,7 @@ from medfl.errors import InputError
 from medfl.keys import Ask, load_tls_key, make_private_folder, new_tls_key, read_private, to_pem
 from medfl.study.load import load_study
 from medfl.study.model import Section, Study
+from medfl.study.sources import refuse_sharing
 from medfl.study.yaml_text import parse
 from medfl.transport.certificates import read_certificate
 from medfl.transport.invitation import NAME, join_address, split_address, validated
@@ -110,6 +111,7 @@ class CoordinatorHome:
         """A new home with a fresh authority; it appears whole or not at all. StudyError with every fault of the study,
         InputError when the folder holds something already."""
         resolved = load_study(study, overrides)
+        refuse_sharing(resolved)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError.at(folder, "is there already and is not empty", "give --out a new folder")
         draft = folder.resolve().with_name(f".{folder.resolve().name}.{secrets.token_hex(4)}")
@@ -141,7 +143,9 @@ class CoordinatorHome:
 
     def study(self) -> Study:
         """The resolved study; StudyError with every fault."""
-        return load_study(self.study_file)
+        study = load_study(self.study_file)
+        refuse_sharing(study)
+        return study
 
     def authority(self, ask: Ask | None = None, clock: Clock = utc_now) -> Authority:
         """The study lead's certificate authority, from its files. ask: for the passphrase of its key."""

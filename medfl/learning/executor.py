@@ -135,7 +135,8 @@ class SiteExecutor:
             if SNAPSHOT in context.scratch:
                 early = context.scratch[SNAPSHOT].numpy()
                 _check_finite({"snapshot": early}, order)
-                snapshot = self.parts.pipeline.codec.at(order.values).encode(Update(early, early.size), self._rng("snapshot", order))
+                codec = self.parts.pipeline.codec.at(order.values)
+                snapshot = codec.encode(Update(early, early.size), self._rng("snapshot", order))
         _check_finite(private, order)
         state.clear()
         state.update(private)

@@ -72,12 +72,23 @@ def own_cases(inputs: RunInputs) -> tuple[Case, ...]:
     """The cases of the only site of these inputs, which knows of no other site's; the same as in a simulation of all
     sites. StudyError or DataError with all faults."""
     study, (site,) = inputs.study, inputs.sites
+    refuse_sharing(study)
     datalist = _joined(inputs)
     _check_task(study, datalist)
     _check_classes(study, datalist)
     cases = assign_splits(datalist.cases, study.data.split, study.seed)
     quiet = site.name in study.evaluation.unseen
     return tuple(case for case in cases if not (quiet and case.split == "train"))
+
+
+def refuse_sharing(study: Study) -> None:
+    """StudyError when a study would train sites on each other's images, which only a simulation can do."""
+    if "shares-data" in study.local.plan.traits():
+        raise StudyError.at(
+            f"study {study.name}: local.plan",
+            f"{study.local.plan.kind} lends images to other sites, and no image leaves a hospital",
+            "use local.plan: shards, or run it with medfl simulate",
+        )
 
 
 def _shared_test(case: Case) -> Case:
@@ -245,6 +256,10 @@ def _check_sites(inputs: RunInputs, found: Mapping[str, Sequence[Case]]) -> None
     strict = [site.name for site in inputs.sites if inputs.pooled and site.policy.restricts]
     if strict:
         faults.add("--pooled", f"would pass by the policies of {', '.join(strict)}", "drop it, or ask these sites")
+    strict = [site.name for site in inputs.sites if site.policy.restricts]
+    if strict and "shares-data" in inputs.study.local.plan.traits():
+        where = f"local.plan {inputs.study.local.plan.kind}"
+        faults.add(where, f"would pass by the policies of {', '.join(strict)}", "use shards, or ask these sites")
     if inputs.only and inputs.pooled:
         faults.add("--only, --pooled", "are two different baselines", "give one of them")
     for name in sorted(found):
