@@ -64,7 +64,7 @@ test: setup
 
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow --durations=40
 
 # minutes of Flower's own waiting: not a part of test-slow
 test-flower: export OMP_NUM_THREADS = 1

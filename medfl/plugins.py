@@ -75,7 +75,8 @@ class PluginPoint:
         point = EntryPoint(kind, self.targets[kind], self.group)
         try:
             plugin: type[Plugin[Any]] = point.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
+            # a third party's module may raise anything while it is imported
             raise StudyError.at(
                 f"{self.name} {kind!r}",
                 f"cannot be loaded from {point.value}: {error}",

@@ -91,7 +91,7 @@ def _common(
     overrides: list[str],
     cache: Path | None,
 ) -> "Common":
-    from medfl.cli.simulate import _ledgers, _site_folder
+    from medfl.cli.simulate import ledgers_folder, site_folder
     from medfl.data.cache import default_folder
     from medfl.errors import InputError
     from medfl.report.compare.variants import Common
@@ -103,8 +103,8 @@ def _common(
         seeds=seeds,
         out=out,
         cache=(cache or default_folder()).resolve(),
-        sites_of=_site_folder,
-        ledgers_of=lambda inputs, folder: _ledgers(None, inputs, folder),
+        sites_of=site_folder,
+        ledgers_of=lambda inputs, folder: ledgers_folder(None, inputs, folder),
         sites=sites,
         data=data.resolve() if data else None,
         overrides=tuple(overrides),

@@ -105,7 +105,7 @@ def simulate(
     else:
         inputs = _inputs(study, sites, data, rounds, seed, overrides or [], cache, pooled, only)
         folder = out or _next_folder(inputs.study.name)
-        inputs = inputs.model_copy(update={"ledgers": _ledgers(ledgers, inputs, folder).resolve()})
+        inputs = inputs.model_copy(update={"ledgers": ledgers_folder(ledgers, inputs, folder).resolve()})
     try:
         observers = [make_progress(console, _primary(inputs)), *_sinks(sink or [], folder)]
         chosen = Engine(workers, engine == "ray", ray_address)
@@ -150,7 +150,7 @@ def _inputs(
     short = [f"stop.rounds={rounds}"] if rounds is not None else []
     short += [f"seed={seed}"] if seed is not None else []
     read = load_study(study, [*short, *overrides])
-    folder = sites or _site_folder(study)
+    folder = sites or site_folder(study)
     needed = data is None and read.data.source.kind == "synthetic"
     if folder and not needed and not sites:
         note = f"the site files in {folder} are not read with images from elsewhere: their policies need --sites"
@@ -169,7 +169,7 @@ def _inputs(
     return adapted
 
 
-def _ledgers(given: Path | None, inputs: "RunInputs", run: Path) -> Path:
+def ledgers_folder(given: Path | None, inputs: "RunInputs", run: Path) -> Path:
     """Where the ledgers lie: what was spent on patients stays spent, and synthetic patients have nothing to lose."""
     source = inputs.study.data.source.kind
     own = any(site.data is not None for site in inputs.sites)
@@ -179,7 +179,7 @@ def _ledgers(given: Path | None, inputs: "RunInputs", run: Path) -> Path:
     return given or (Path(named) if named else Path.home() / ".local" / "share" / "medfl" / "ledgers")
 
 
-def _site_folder(study: Path) -> Path | None:
+def site_folder(study: Path) -> Path | None:
     places = (study.parent / "sites", study.parent.parent / "sites", Path("sites"))
     return next((place for place in places if place.is_dir()), None)
 

@@ -291,6 +291,8 @@ class Federation:
                     "the combined update is not finite, and would end the model for good",
                     "put finite into federation.regulator, which refuses the site that sends such values",
                 )
+            if self.chooser is not None:
+                self.chooser.moved(combined)
             self.parts.server.apply(self.model, combined)
             outcome.moved = True
         admitted = {site: mine for site, mine in outcome.sites.items() if mine.counts}

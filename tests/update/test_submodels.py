@@ -559,3 +559,40 @@ def test_any_notice_is_a_mask_or_refused(notice: bytes) -> None:
         assert "site x, round 1" in str(error)
     else:
         assert found is None or (0 < found.size <= LAYOUT.size and found.max() < LAYOUT.size)
+
+
+# the last aggregate
+
+
+def test_the_places_of_the_last_aggregate_are_the_same_for_all_and_hold_what_moved_most() -> None:
+    made = submodel("last_aggregate", share=0.25, explore=0.5)
+    chooser, moved = made.chooser(), np.zeros(LAYOUT.size, np.float32)
+    first = made.coordinates(travelled(chooser.choose("x", 1, rng())))
+    assert first.size == made.count == LAYOUT.size // 4
+    moved[[3, 50, 7]] = 5, -9, 1
+    chooser.moved(moved)
+    here, there = (chooser.choose(site, 2, rng(seed)) for site, seed in (("x", 1), ("y", 2)))
+    places = made.coordinates(travelled(here))
+    assert places.tolist() == made.coordinates(there).tolist() != first.tolist()
+    assert {3, 50, 7} <= set(places.tolist())
+    again = submodel("last_aggregate", share=0.25, explore=0.5).chooser()
+    again.restore(*chooser.state())
+    assert again.choose("z", 2, rng()).content == here.content
+
+
+def test_with_a_memory_every_coordinate_is_sent_in_time() -> None:
+    made = submodel("last_aggregate", share=0.1, explore=0.25)
+    chooser, sent = made.chooser(), set[int]()
+    for round_ in range(1, 400):
+        places = made.coordinates(chooser.choose("x", round_, rng()))
+        sent |= set(places.tolist())
+        change = np.zeros(LAYOUT.size, np.float32)
+        change[places] = 1
+        chooser.moved(change)
+    assert len(sent) == LAYOUT.size
+
+
+@pytest.mark.parametrize("content", [{}, {"places": 3}, {"places": "%"}, {"places": "AAAA"}])
+def test_places_that_are_none_are_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(RunError):
+        submodel("last_aggregate", share=0.25).coordinates(Choice("x", 1, content))

@@ -141,6 +141,9 @@ class Chooser:
     def learn(self, round_: int, losses: Mapping[str, float]) -> None:
         """At the end of a round: the training losses of the sites whose updates were admitted."""
 
+    def moved(self, change: FloatVector) -> None:
+        """Before the server step: the combined change [size] of the round, not to be kept or changed."""
+
     def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """Everything needed to go on: a JSON-able part, and arrays by name."""
         return {}, {}
@@ -181,6 +184,7 @@ SUBMODELS = PluginPoint(
         "full": "medfl.update.submodels.full:Full",
         "afd": "medfl.update.submodels.afd:Afd",
         "seeded_mask": "medfl.update.submodels.seeded_mask:SeededMask",
+        "last_aggregate": "medfl.update.submodels.last_aggregate:LastAggregate",
         "lottery": "medfl.update.submodels.lottery:Lottery",
     },
 )
