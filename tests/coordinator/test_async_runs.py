@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from toys.crashes import Crash, CrashAt, model_bytes, records
 
 from medfl.coordinator.async_replay import replay_run
 from medfl.coordinator.journal import Journal
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import inputs_of, simulate
 from medfl.errors import InputError, RunError
-from medfl.federation.outcome import Contribution, RoundPlan
+from medfl.federation.outcome import Contribution
 from medfl.transport.base import Transport
 from medfl.transport.in_process import InProcess
 
@@ -32,45 +33,6 @@ KINDS = {
 }
 HOOKS = [("answered", 6), ("evaluating", 2), ("round_finished", 4)]
 QUIET = ["local.epochs=1", "evaluation.every=4"]
-
-
-class Crash(BaseException):
-    """Stands for the death of the process."""
-
-
-class CrashAt(Observer):
-    """Dies at the n-th call of one hook."""
-
-    def __init__(self, hook: str, call: int) -> None:
-        self._hook, self._left = hook, call
-
-    def _count(self, hook: str) -> None:
-        if hook == self._hook:
-            self._left -= 1
-            if not self._left:
-                raise Crash
-
-    def round_started(self, plan: RoundPlan) -> None:
-        self._count("round_started")
-
-    def answered(self, site: str, contribution: Contribution) -> None:
-        self._count("answered")
-
-    def evaluating(self, split: str, site: str) -> None:
-        self._count("evaluating")
-
-    def round_finished(self, record: Mapping[str, Any]) -> None:
-        self._count("round_finished")
-
-
-def model_bytes(run: Path) -> bytes:
-    return (run / "model" / "model.safetensors").read_bytes()
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    """rounds.jsonl without what depends on the clock."""
-    lines = (run / "rounds.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if "seconds" not in key} for line in lines]
 
 
 def order_of(run: Path) -> list[str]:
