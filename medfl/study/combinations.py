@@ -169,6 +169,12 @@ RULES = (
         "use update.memory: error_feedback, or update.submodel: full",
     ),
     Rule(
+        "submodel-tensors",
+        frozenset({"submodel:other", "codec_up:by-tensor"}),
+        "the codec works on whole matrices of the network, of which only some values travel",
+        "use update.submodel: full, or another codec (int8, topk)",
+    ),
+    Rule(
         "submodel-mean",
         frozenset({"submodel:per-client", "aggregator:not-masked"}),
         "coordinates that a site does not have would count as if it had not moved them",
@@ -217,10 +223,22 @@ RULES = (
         "keep one of them",
     ),
     Rule(
+        "memory-enlarges",
+        frozenset({"memory:remembers", "codec_up:enlarges"}),
+        "what the codec gets wrong may be longer than what it was given, so that what is kept grows without end",
+        "leave update.memory out, or use a codec whose error is the shorter: topk, random_k with scaled: false, int8",
+    ),
+    Rule(
         "C13",
         frozenset({"gate:mirrors-site", "update:sums"}),
         "the coordinator must know whose news is in the sum, or what stands in for the others would be wrong",
         "use update.gate: always, or channel: clear without update.clip",
+    ),
+    Rule(
+        "gate-enlarges",
+        frozenset({"gate:mirrors-site", "codec_up:enlarges"}),
+        "what the codec gets wrong may be longer than the news, so that the coordinator's picture gets worse each time",
+        "use a codec whose error is the shorter: topk, random_k with scaled: false, int8, shrinking_grid",
     ),
     Rule(
         "gate-memory",
@@ -326,6 +344,12 @@ RULES = (
         "set local.optimizer: {kind: sgd} without momentum, and local.gradient_clip: null",
     ),
     Rule(
+        "tracker-momentum",
+        frozenset({"rules:momentum-after-tracker"}),
+        "momentum of the corrected gradient adds the correction up, which then overshoots and diverges",
+        "list the rule local_momentum before fedcomgate",
+    ),
+    Rule(
         "tracker-mean",
         frozenset({"rules:reads-mean", "server:other"}),
         "sites read the mean update off two models in a row, which the server step must not bend",
@@ -380,10 +404,22 @@ RULES = (
         "leave local.steps out",
     ),
     Rule(
+        "steps-epochs",
+        frozenset({"local:steps", "epochs:moving"}),
+        "local.steps stands in place of local.epochs, whose movement would then mean nothing",
+        "give local.steps the moving number, or leave local.steps out",
+    ),
+    Rule(
         "down-model",
         frozenset({"codec_down:coarse", "down:model"}),
         "the codec is meant for changes, and would be applied to the model itself",
         "set update.down: change, or use codec_down: fp16 or int8",
+    ),
+    Rule(
+        "down-enlarges",
+        frozenset({"down:change", "codec_down:enlarges"}),
+        "what the codec gets wrong may be longer than the change, so that the sites' model leaves the coordinator's",
+        "use a codec whose error is the shorter: stc, topk, random_k with scaled: false, int8",
     ),
     Rule(
         "down-async",

@@ -5,6 +5,7 @@ names the nearest combination that works.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 
 from medfl.errors import Fault
 from medfl.federation.server_steps.base import SERVER_STEPS
@@ -77,7 +78,7 @@ def _of_privacy(study: Study) -> Iterator[str]:
         yield "aggregator:not-masked"
     if study.federation.server != SERVER_STEPS.default("sgd"):
         yield "server:other"
-    if study.federation.schedule.kind != "all":
+    if study.federation.schedule.kind != "all" and "event-driven" not in study.federation.schedule.traits():
         yield "schedule:samples-sites"
     if any(rule.kind != "sgd" for rule in study.local.rules):
         yield "rules:drift"
@@ -93,6 +94,7 @@ def _of_the_way(study: Study) -> Iterator[str]:
     """What travels, in which coordinates and from which steps."""
     update, local = study.update, study.local
     yield f"down:{update.down}"
+    yield from (f"{way}:enlarges" for way in ("codec_up", "codec_down") if _enlarges(getattr(update, way)))
     if update.submodel.kind != "full":
         yield "submodel:other"
     if update.codec_down.kind != "fp32" or update.down != "model":
@@ -103,6 +105,9 @@ def _of_the_way(study: Study) -> Iterator[str]:
         yield "memory:keeps-all"
     if getattr(study.federation.schedule, "fraction", 1.0) < 0.5:
         yield "schedule:few-sites"
+    after = dropwhile(lambda rule: "tracks" not in rule.traits(), local.rules)
+    if any("client-momentum" in rule.traits() for rule in after):
+        yield "rules:momentum-after-tracker"
     yield "local:no-steps" if local.steps is None else "local:steps"
     plain = local.optimizer.kind == "sgd" and not local.optimizer.momentum and not local.optimizer.weight_decay
     if not plain or local.gradient_clip is not None:
@@ -110,6 +115,12 @@ def _of_the_way(study: Study) -> Iterator[str]:
     alpha = max((getattr(rule, "alpha", None) or 0.0 for rule in local.rules if "tracks" in rule.traits()), default=0.0)
     if alpha and alpha > 1 / (1 + CODECS.build(update.codec_up).omega(_MANY)):
         yield "rules:alpha-too-large"
+
+
+def _enlarges(codec: PluginConfig) -> bool:
+    """Whether a codec that is right on average may be off by more than the vector's length."""
+    right_on_average = codec.traits() & {"unbiased", "scaled-up"}
+    return bool(right_on_average) and CODECS.build(codec).omega(_MANY) >= 1
 
 
 def _of_the_whole(study: Study) -> Iterator[str]:

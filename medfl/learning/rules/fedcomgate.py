@@ -56,9 +56,12 @@ class FedComGate(LocalRule):
         context.network.gradient.sub_(context.scratch[_DELTA])
 
     def sent(self, context: LocalContext, update: Callable[[], Update]) -> None:
+        rate = context.values["local.learning_rate"]
+        if not rate:
+            return  # a schedule that has come down to zero: nobody moved, and there is nothing to learn from that
         alpha = 1 / (1 + context.omega) if self.config.alpha is None else self.config.alpha
         own: Any = update().dense()
         state = context.state
         state[_EXPECTED] = context.anchor.detach().cpu().numpy() + own
         state[_ROUND] = np.array([float(context.round)])
-        state[_SCALE] = np.array([alpha / (context.steps * context.values["local.learning_rate"])])
+        state[_SCALE] = np.array([alpha / (context.steps * rate)])

@@ -37,7 +37,7 @@ class PowerSgdConfig(PluginConfig):
     rank: int = Field(4, ge=1, le=1024, description="columns of the factors; more is closer and larger")
 
     def traits(self) -> frozenset[str]:
-        return frozenset({"lossy", "support-dense"})
+        return frozenset({"lossy", "support-dense", "by-tensor"})
 
 
 @dataclass(frozen=True, slots=True)

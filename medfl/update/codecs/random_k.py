@@ -40,8 +40,10 @@ class RandomKConfig(SparseConfig):
     scaled: bool = Field(True, description="times d/k, so that the mean over the draws is the update itself")
 
     def traits(self) -> frozenset[str]:
+        if not self.scaled:
+            return super().traits()
         # fp16 and int8 round to the nearest, which is not exact on average
-        return super().traits() | ({"unbiased"} if self.scaled and self.values == "fp32" else set())
+        return super().traits() | {"scaled-up"} | ({"unbiased"} if self.values == "fp32" else set())
 
 
 class RandomK(SparseCodec):

@@ -41,7 +41,8 @@ class Symmetric(Quantiser):
         if self._scale is not None:
             return math.inf
         if self._by_norm:
-            return min(count / self.levels**2, math.sqrt(count) / self.levels)
+            # a value lies between two levels, which is off by half a step at most
+            return min(1.02 * count / (4 * self.levels**2), math.sqrt(count) / self.levels)
         # errors of half a scale; the largest of n rotated values has E max^2 <= 2 (ln 2n + 1) / n |v|^2
         largest = min(1.0, 2 * (math.log(2 * count) + 1) / count) if rotated else 1.0
         bound = 1.02 * largest * count / (4 * self.levels**2)
