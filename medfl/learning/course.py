@@ -3,21 +3,49 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medfl.data.base import SampleSet
+from medfl.data.base import SampleSet, SiteData
+from medfl.errors import DataError
+from medfl.update.memories.base import SiteState
+
+if TYPE_CHECKING:
+    from medfl.learning.executor import LocalParts
 
 
 @dataclass(frozen=True)
 class Feed:
-    """A site's samples as batches of at most `size`. weights: of the samples [samples], or None."""
+    """A site's samples of a round, as batches of at most `size`.
+
+    labels: of all that it has [samples]. indices: those that it trains on; one may repeat. stage: see `DataPlan.stage`.
+    weights: loss weights [samples], 0 for samples of other rounds; None when all count the same.
+    """
 
     samples: SampleSet
+    labels: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
+    stage: int
     weights: npt.NDArray[np.float32] | None
     size: int
+
+    @classmethod
+    def of(cls, parts: "LocalParts", data: SiteData, round_: int, state: SiteState) -> "Feed":
+        """What the study's plan gives a site with these private arrays in a round; DataError when that is nothing."""
+        samples, site = data.splits.get("train"), data.site
+        if samples is None or not len(samples):
+            raise DataError.at(f"site {site}", "has no training samples", "check its data with `medfl site check`")
+        labels = samples.labels()
+        indices = parts.plan.indices(site, round_, labels, state)
+        if not len(indices):
+            raise DataError.at(f"site {site}, round {round_}", "the data plan leaves nothing to train on")
+        weights, found = parts.task.weights(labels[indices]), None
+        if weights is not None:
+            found = np.zeros(len(labels), np.float32)
+            found[indices] = weights
+        return cls(samples, labels, indices, parts.plan.stage(site, round_, labels), found, parts.batch_size)
 
     def batch(self, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:
         batch = dict(self.samples.batch(chosen))

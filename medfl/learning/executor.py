@@ -20,7 +20,7 @@ import torch
 from medfl.data.base import Sample, SampleInfo, SampleSet, SiteData
 from medfl.data.plans.base import DataPlan
 from medfl.data.reasons import outward
-from medfl.errors import DataError, MedflError, RunError
+from medfl.errors import MedflError, RunError
 from medfl.learning.checkpoint import EpochStore, order_key
 from medfl.learning.course import Course, Feed, batches
 from medfl.learning.disclosure import Disclosure
@@ -81,6 +81,7 @@ class SiteExecutor:
         self.local = FlatNetwork(local, device) if any(True for _ in local.parameters()) else None
         self._fresh_local = self.local.store() if self.local else None
         parts.pipeline.codec.bind(self.network.layout)
+        parts.plan.bind(parts.task.config.classes)
         parts.submodel.bind(setup_of(parts.task, parts.seed, self.network.layout))
         self._engine: PatientEngine | None = None
         self._private: dict[str, PrivateSgd] = {}
@@ -108,25 +109,21 @@ class SiteExecutor:
         state stops being finite; BudgetError when the site's ledger refuses.
         """
         started = time.perf_counter()
-        samples = data.splits.get("train")
-        if samples is None or not len(samples):
-            raise DataError.at(
-                f"site {data.site}", "has no training samples", "check the site's data with `medfl site check`"
-            )
-        torch.manual_seed(torch_seed(self.parts.seed, "local", order.round, order.site))
         private = dict(state)
+        feed = Feed.of(self.parts, data, order.round, private)
+        torch.manual_seed(torch_seed(self.parts.seed, "local", order.round, order.site))
         choice = Choice(order.site, order.round, order.part)
         start = self.parts.submodel.begin(choice, model, private, partial(self._measure, data))
-        cases = self.parts.plan.unique(data.site, order.round, samples)
+        cases = self.parts.plan.unique(data.site, order.round, feed.samples, feed.indices)
         snapshot = None
         if disclosure is not None and disclosure.plan.kind != "site":
-            steps, payload = self._privately(samples, order, model, private, cases, disclosure, tamper)
+            steps, payload = self._privately(feed.samples, order, model, private, cases, disclosure, tamper)
             course = Course.untold(steps)
             trained = time.perf_counter()
         else:
             key = "" if checkpoints is None else order_key(checkpoints.run, order, model, cases)
             mark = None if checkpoints is None else partial(Bookmark, checkpoints, key)
-            course, context = self._run(samples, order, start, private, step_done, mark)
+            course, context = self._run(feed, order, start, private, step_done, mark)
             trained = time.perf_counter()
             if disclosure is not None:
                 disclosure.permit(order.round)
@@ -158,41 +155,36 @@ class SiteExecutor:
 
     def _run(
         self,
-        samples: SampleSet,
+        feed: Feed,
         order: TrainOrder,
         start: Start,
         state: SiteState,
         step_done: StepDone | None,
         mark: Callable[[LocalTraining], Bookmark] | None,
     ) -> tuple[Course, LocalContext]:
-        indices = self.parts.plan.indices(order.site, order.round, len(samples))
-        if not len(indices):
-            raise DataError.at(f"site {order.site}, round {order.round}", "the data plan leaves nothing to train on")
-        per_epoch = math.ceil(len(indices) / self.parts.batch_size)
+        per_epoch = math.ceil(len(feed.indices) / feed.size)
         steps = planned_steps(order.values, per_epoch, self.parts.max_steps)
-        labels = samples.labels()
-        weights = self.parts.task.weights(labels)
-        feed = Feed(samples, weights, self.parts.batch_size)
         before = dict(state)
-        context = self._begin(order, start.values, state, steps, partial(self._full_gradient, feed, indices))
+        context = self._begin(order, start.values, state, steps, feed)
         part = PartialTraining(self.network, context.anchor, start.trains)
         optimizer = self.parts.optimizer.build(self.network.parameters, order.values["local.learning_rate"])
         losses = torch.zeros(steps, device=self.device)
         bookmark = None
         if mark is not None:
-            setup = setup_digest(self.parts, self.device, steps, before | {"indices": indices, "labels": labels})
+            inputs = before | {"indices": feed.indices, "labels": feed.labels}
+            setup = setup_digest(self.parts, self.device, steps, inputs)
             bookmark = mark(LocalTraining(context, optimizer, losses, before, setup))
         done = 0 if bookmark is None else bookmark.resume()
         rng = generator(self.parts.seed, "shuffle", order.round, order.site)
         sizes = np.zeros(steps)
         early = int(order.values.get(SNAPSHOT, 1.0) * steps) if self.parts.snapshots else steps
-        for step, chosen in enumerate(batches(indices, self.parts.batch_size, steps, rng)):
+        for step, chosen in enumerate(batches(feed.indices, feed.size, steps, rng)):
             sizes[step] = len(chosen)
             if step < done:
                 continue
             if step == early:
                 context.scratch[SNAPSHOT] = (self.network.parameters.detach() - context.anchor).cpu()
-            losses[step] = self._step(context, feed.batch(chosen), optimizer, part)
+            losses[step] = self._step(context, self._batch(context, feed, chosen), optimizer, part)
             if step_done is not None:
                 step_done(step + 1, steps)
             if bookmark is not None and (step + 1) % per_epoch == 0 and step + 1 < steps:
@@ -214,7 +206,7 @@ class SiteExecutor:
         model: FloatVector,
         state: SiteState,
         steps: int,
-        full_gradient: Callable[[LocalContext], torch.Tensor] | None = None,
+        feed: Feed | None = None,
     ) -> LocalContext:
         self.network.load(model)
         self.network.module.train()
@@ -233,18 +225,22 @@ class SiteExecutor:
             device=self.device,
             counted=order.counted,
             omega=self.parts.pipeline.codec.omega(model.size),
+            feed=feed,
         )
-        if full_gradient is not None:
-            context.full_gradient = partial(full_gradient, context)
+        if feed is not None:
+            context.full_gradient = partial(self._full_gradient, context, feed)
         for rule in self.parts.rules:
             rule.begin(context)
         return context
 
+    def _batch(self, context: LocalContext, feed: Feed, chosen: npt.NDArray[np.int64]) -> Any:
+        context.chosen = chosen
+        return self.parts.task.to_device(feed.batch(chosen), self.device)
+
     def _step(
-        self, context: LocalContext, arrays: dict[str, Any], optimizer: torch.optim.Optimizer, part: PartialTraining
+        self, context: LocalContext, batch: Any, optimizer: torch.optim.Optimizer, part: PartialTraining
     ) -> torch.Tensor:
         self.network.gradient.zero_()
-        batch = self.parts.task.to_device(arrays, self.device)
         loss = self._loss(context, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         context.gradient_at = partial(self._gradient_at, context, batch)
@@ -278,13 +274,12 @@ class SiteExecutor:
         network.gradient.copy_(gradient)
         return found
 
-    def _full_gradient(self, feed: Feed, indices: npt.NDArray[np.int64], context: LocalContext) -> torch.Tensor:
+    def _full_gradient(self, context: LocalContext, feed: Feed) -> torch.Tensor:
         """The mean gradient [size] over all samples, in batches."""
         self.network.gradient.zero_()
-        for start in range(0, len(indices), feed.size):
-            chosen = indices[start : start + feed.size]
-            batch = self.parts.task.to_device(feed.batch(chosen), self.device)
-            loss = self._loss(context, batch) * (len(chosen) / len(indices))
+        for start in range(0, len(feed.indices), feed.size):
+            chosen = feed.indices[start : start + feed.size]
+            loss = self._loss(context, self._batch(context, feed, chosen)) * (len(chosen) / len(feed.indices))
             loss.backward()  # type: ignore[no-untyped-call]
         found = self.network.gradient.clone()
         self.network.gradient.zero_()

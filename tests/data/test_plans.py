@@ -42,23 +42,25 @@ class Ring(DataPlan[RingConfig]):
         extra = [replace(case, site=site) for case in super().hold(neighbour, cases, sites)]
         return super().hold(site, cases, sites) + tuple(extra)
 
-    def indices(self, site, round, n_samples):
-        return np.arange(n_samples)
+    def indices(self, site, round, labels, state):
+        return np.arange(len(labels))
 
-    def unique(self, site, round, samples):
+    def unique(self, site, round, samples, indices):
         return samples.cases // 2
 
 
 def test_shards_are_all_samples_in_every_round():
     plan = PLANS.build(Holder(plan="shards").plan)
-    assert plan.indices("a", 1, 5).tolist() == plan.indices("b", 9, 5).tolist() == [0, 1, 2, 3, 4]
-    assert plan.indices("a", 1, 0).dtype == np.int64
+    labels = np.array([0, 1, 1, 0, 2])
+    assert plan.indices("a", 1, labels, {}).tolist() == plan.indices("b", 9, labels, {}).tolist() == [0, 1, 2, 3, 4]
+    assert plan.indices("a", 1, labels[:0], {}).dtype == np.int64
+    assert plan.stage("a", 1, labels) == plan.stage("b", 9, labels)
     assert [case.key for case in plan.hold("b", CASES, "abc")] == ["b0", "b1", "b2", "b3"]
 
 
 def test_the_weight_counts_cases_and_not_augmented_samples():
     plan = PLANS.build(Holder(plan="shards").plan)
-    assert plan.unique("a", 1, FakeSamples()) == 10 != len(FakeSamples())
+    assert plan.unique("a", 1, FakeSamples(), np.arange(50)) == 10 != len(FakeSamples())
 
 
 def test_redundancy_fits_the_contract_and_weights_still_sum_to_the_pool():
@@ -69,7 +71,7 @@ def test_redundancy_fits_the_contract_and_weights_still_sum_to_the_pool():
         assert len(held) == 8 and {case.site for case in held} == {site}
         samples = FakeSamples()
         samples.cases = len(held)
-        total += plan.unique(site, 1, samples)
+        total += plan.unique(site, 1, samples, np.arange(50))
     pool = sum(case.split == "train" for case in CASES)
     assert total == pool
     # The fake that weighs a site by what it holds counts everything twice.

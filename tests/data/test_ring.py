@@ -43,7 +43,7 @@ class OwnShard(Ring):
 class CountsCopies(Ring):
     """The fake: weighs a site by all that it holds."""
 
-    def unique(self, site: str, round: int, samples: Any) -> int:
+    def unique(self, site: str, round: int, samples: Any, indices: Any) -> int:
         return int(samples.cases)
 
 
@@ -144,7 +144,8 @@ class Keyed(Rows):
 @pytest.mark.parametrize("variants", [1, 3])
 def test_weights_of_all_sites_are_the_number_of_cases(redundancy: float, variants: int) -> None:
     def total(plan: Ring) -> int:
-        return sum(plan.unique(name, 1, Keyed(plan.hold(name, CASES, SITES), variants)) for name in SITES)
+        found = [Keyed(plan.hold(name, CASES, SITES), variants) for name in SITES]
+        return sum(plan.unique("", 1, rows, plan.indices("", 1, rows.labels(), {})) for rows in found)
 
     assert total(ring(redundancy)) == 28
     assert (total(CountsCopies(RingConfig(redundancy=redundancy))) == 28) == (redundancy == 0)
@@ -178,7 +179,7 @@ def test_a_simulation_holds_copies_as_images_and_weighs_own_cases(tiny: Any) -> 
         assert rest == [case for case in plain[name] if case.split != "train"]
         samples = load_site_data(inputs, name, held[name]).splits["train"]
         assert samples.cases == len(trained)
-        counted[name] = plan.unique(name, 1, samples)
+        counted[name] = plan.unique(name, 1, samples, plan.indices(name, 1, samples.labels(), {}))
         assert counted[name] == len(own)
     assert sum(counted.values()) == sum(case.split == "train" for own in plain.values() for case in own)
 

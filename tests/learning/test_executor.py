@@ -224,7 +224,7 @@ def test_a_site_without_samples_is_refused(rows: Rows | None) -> None:
 
 def test_a_plan_that_leaves_nothing_is_refused() -> None:
     class Nothing(DataPlan[PluginConfig]):
-        def indices(self, site: str, round: int, n_samples: int) -> Indices:
+        def indices(self, site: str, round: int, labels: Indices, state: Any) -> Indices:
             return np.zeros(0, np.int64)
 
     with pytest.raises(DataError, match="leaves nothing"):
@@ -233,7 +233,7 @@ def test_a_plan_that_leaves_nothing_is_refused() -> None:
 
 def test_a_plan_chooses_the_samples() -> None:
     class Some(DataPlan[PluginConfig]):
-        def indices(self, site: str, round: int, n_samples: int) -> Indices:
+        def indices(self, site: str, round: int, labels: Indices, state: Any) -> Indices:
             return np.array([3, 3, 5]) + round
 
     rows = Rows(PROBLEM[0].features, PROBLEM[0].targets)

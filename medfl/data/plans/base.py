@@ -5,12 +5,12 @@ a round (a stream of classes, exemplars of old ones). It never touches pixels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from medfl.data.base import Case, SampleSet
+from medfl.data.base import Array, Case, SampleSet
 from medfl.plugins import C, Plugin, PluginPoint
 
 Indices = npt.NDArray[np.int64]
@@ -28,19 +28,32 @@ class DataPlan(Plugin[C], ABC):
         """
         return tuple(case for case in cases if case.site == site and case.split == "train")
 
-    @abstractmethod
-    def indices(self, site: str, round: int, n_samples: int) -> Indices:
-        """Samples (0 .. n_samples - 1) that the site trains on in round `round` (from 1); an index may repeat. Their
-        order means nothing: the loop shuffles."""
+    def bind(self, classes: Sequence[str]) -> None:
+        """Told once of the task's classes, in the order of the label numbers; StudyError when the plan names others."""
 
-    def unique(self, site: str, round: int, samples: SampleSet) -> int:
-        """Cases that count as the site's weight in this round: unique ones, without augmented variants and without
-        copies that another site counts already, so that the sum over sites is the number of cases. Default: all."""
+    @abstractmethod
+    def indices(self, site: str, round: int, labels: Indices, state: Mapping[str, Array]) -> Indices:
+        """Samples that the site trains on in round `round` (from 1); an index may repeat. Their order means nothing:
+        the loop shuffles. labels: of all its samples (`SampleSet.labels`). state: its private arrays, only to read."""
+
+    def stage(self, site: str, round: int, labels: Indices) -> int:
+        """Which part of a stream of data the site is at: another number than in its last round announces that its data
+        changed. Default: always 0."""
+        return 0
+
+    def unique(self, site: str, round: int, samples: SampleSet, indices: Indices) -> int:
+        """Cases that count as the site's weight in this round, in which it trains on the samples `indices`: unique
+        ones, without augmented variants and without copies that another site counts already, so that the sum over sites
+        is the number of cases trained on. Default: all."""
         return samples.cases
 
 
 PLANS = PluginPoint(
     "data plan",
     "medfl.plans",
-    {"shards": "medfl.data.plans.shards:Shards", "ring": "medfl.data.plans.ring:Ring"},
+    {
+        "shards": "medfl.data.plans.shards:Shards",
+        "ring": "medfl.data.plans.ring:Ring",
+        "class_stream": "medfl.data.plans.class_stream:ClassStream",
+    },
 )

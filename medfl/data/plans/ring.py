@@ -13,14 +13,14 @@ simulate` alone; real sites that share images by consent, or public ones, import
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from medfl.data.base import Case, SampleSet
+from medfl.data.base import Array, Case, SampleSet
 from medfl.data.plans.base import DataPlan, Indices
 from medfl.plugins import PluginConfig
 
@@ -52,11 +52,11 @@ class Ring(DataPlan[RingConfig]):
             held += [replace(case, site=site, key=f"{_COPY}{neighbour}/{case.key}") for case in part]
         return tuple(held)
 
-    def indices(self, site: str, round: int, n_samples: int) -> Indices:
-        return np.arange(n_samples, dtype=np.int64)
+    def indices(self, site: str, round: int, labels: Indices, state: Mapping[str, Array]) -> Indices:
+        return np.arange(len(labels), dtype=np.int64)
 
-    def unique(self, site: str, round: int, samples: SampleSet) -> int:
-        keys = {samples.info(index).key for index in range(len(samples))}
+    def unique(self, site: str, round: int, samples: SampleSet, indices: Indices) -> int:
+        keys = {samples.info(int(index)).key for index in indices}
         return sum(not key.startswith(_COPY) for key in keys)
 
 

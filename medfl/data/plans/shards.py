@@ -1,9 +1,11 @@
 """Every site trains on all of its own samples in every round (McMahan et al., arXiv 1602.05629)."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 
+from medfl.data.base import Array
 from medfl.data.plans.base import DataPlan, Indices
 from medfl.plugins import PluginConfig
 
@@ -17,5 +19,5 @@ class ShardsConfig(PluginConfig):
 class Shards(DataPlan[ShardsConfig]):
     Config = ShardsConfig
 
-    def indices(self, site: str, round: int, n_samples: int) -> Indices:
-        return np.arange(n_samples, dtype=np.int64)
+    def indices(self, site: str, round: int, labels: Indices, state: Mapping[str, Array]) -> Indices:
+        return np.arange(len(labels), dtype=np.int64)

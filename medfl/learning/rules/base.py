@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from medfl.errors import StudyError
 from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.update.memories.base import SiteState
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from medfl.learning.course import Feed
     from medfl.learning.flat import FlatNetwork
     from medfl.tasks.base import Task
     from medfl.update.base import Update
@@ -46,6 +50,9 @@ class LocalContext:
     counted: as in `TrainOrder`. omega: what the codec loses of an update (`Codec.omega`). full_gradient: the mean
     gradient [size] over all of the site's samples of the round, at the present parameters; for `begin`. gradient_at:
     the gradient [size] of the present batch at other parameters [size]; for `direction`.
+
+    feed: the site's samples of the round; None under privacy of patients, where single samples are no rule's business.
+    chosen: which of them the present batch is made of [batch]; for `loss`.
     """
 
     site: str
@@ -63,6 +70,8 @@ class LocalContext:
     omega: float = 0.0
     full_gradient: "Callable[[], Tensor]" = _no_gradient
     gradient_at: "Callable[[Tensor], Tensor]" = _no_gradient
+    feed: "Feed | None" = None
+    chosen: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class LocalRule(Plugin[PluginConfig], ABC):
@@ -95,5 +104,6 @@ RULES = PluginPoint(
         "local_momentum": "medfl.learning.rules.local_momentum:LocalMomentum",
         "fedcomgate": "medfl.learning.rules.fedcomgate:FedComGate",
         "svrg": "medfl.learning.rules.svrg:Svrg",
+        "glfc": "medfl.learning.rules.glfc:Glfc",
     },
 )
