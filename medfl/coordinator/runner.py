@@ -24,6 +24,7 @@ from medfl.coordinator.rounds import Clock, Course
 from medfl.coordinator.stopping import stopped_by
 from medfl.errors import Faults, InputError, MedflError, RunError, StudyError
 from medfl.federation.round import Federation
+from medfl.federation.schedule.base import SCHEDULES
 from medfl.learning.messages import Beginning, SiteInfo
 from medfl.learning.randomness import generator
 from medfl.privacy.channels.base import MINIMUM_SITES
@@ -160,6 +161,13 @@ class Runner:
                 "update off the sum",
                 f"take in {MINIMUM_SITES} sites or more, or use channel: clear",
             )
+        elif blind and (drawn := self._drawn(training)) < MINIMUM_SITES:
+            faults.add(
+                "federation.schedule",
+                f"draws {drawn} of {len(training)} sites a round, and {self.study.update.channel.kind} opens no sum of "
+                f"fewer than {MINIMUM_SITES}",
+                f"let a round have {MINIMUM_SITES} sites or more, or use federation.schedule: all",
+            )
         holder = getattr(self.study.update.channel, "key_holder", None)
         there = [info.name for info in self._opened.sites]
         if holder is not None and holder not in there:
@@ -177,6 +185,11 @@ class Runner:
             faults.extend(error.faults)
         faults.raise_if_any(StudyError)
         return noise
+
+    def _drawn(self, training: Mapping[str, int]) -> int:
+        """How many of these sites the first round has; later ones have as many."""
+        schedule = SCHEDULES.build(self.study.federation.schedule)
+        return len(schedule.draw(1, training, generator(self.study.seed, "schedule", 1)).cohort)
 
     def _begin(self, run: str, noise: NoisePlan | None) -> None:
         """Tell the sites about the run, and compare ledgers: RunError when one was put back to an older copy."""

@@ -14,7 +14,7 @@ from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.federation.summing import Summation
 from medfl.hyperparameters.base import HYPERPARAMETERS, Hyperparameter
 from medfl.hyperparameters.constant import ConstantConfig
-from medfl.learning.messages import planned_steps
+from medfl.learning.messages import SNAPSHOT, STEPS, planned_steps
 from medfl.learning.rules.base import RULES
 from medfl.privacy.channels.base import CHANNELS, Channel
 from medfl.privacy.mechanisms.base import MECHANISMS, Facts, Mechanism, NoisePlan
@@ -77,8 +77,16 @@ def build_local(study: Study) -> "LocalParts":
         gradient_clip=local.gradient_clip,
         max_steps=local.max_steps,
         seed=study.seed,
-        snapshots="snapshots" in study.federation.schedule.traits(),
+        asked=_asked(study),
     )
+
+
+def _asked(study: Study) -> frozenset[str]:
+    """What orders of the study may hold beside its hyper-parameters."""
+    found = set() if study.local.steps is None else {STEPS}
+    if "snapshots" in study.federation.schedule.traits():
+        found.add(SNAPSHOT)
+    return frozenset(found)
 
 
 def build_federation(study: Study, noise: NoisePlan | None = None) -> FederationParts:

@@ -133,6 +133,12 @@ RULES = (
         "give local.epochs a number",
     ),
     Rule(
+        "dp-one-epoch",
+        frozenset({"privacy:gradients", "epochs:moving"}),
+        "sites send one gradient a round, and have no local epochs that could move",
+        "give local.epochs a number",
+    ),
+    Rule(
         "C6",
         frozenset({"rules:tracks", "codec_up:scale-static"}),
         "the error of a fixed grid does not shrink with the update, and the tracker follows it",
@@ -164,7 +170,7 @@ RULES = (
     ),
     Rule(
         "submodel-momentum",
-        frozenset({"memory:client-momentum", "submodel:other"}),
+        frozenset({"memory:client-momentum", "submodel:trains-part"}),
         "momentum of coordinates that a site does not have this round would go on without a gradient",
         "use update.memory: error_feedback, or update.submodel: full",
     ),
@@ -317,13 +323,31 @@ RULES = (
         "C17",
         frozenset({"memory:keeps-all", "schedule:few-sites"}),
         "at low participation a residual is stale by the time it is sent",
-        "set update.memory.decay below 1, for example 0.9, or draw half of the sites or more",
+        "use update.memory: {kind: error_feedback, decay: 0.9}, or draw half of the sites or more",
     ),
     Rule(
         "C19",
-        frozenset({"rules:own-loss", "submodel:other"}),
+        frozenset({"rules:own-loss", "submodel:trains-part"}),
         "teacher and student must both be whole",
         "use update.submodel: full, or drop the rule distillation",
+    ),
+    Rule(
+        "stream",
+        frozenset({"rules:needs-stream", "plan:no-stream"}),
+        "the rule keeps exemplars of classes that go, and in this study none goes",
+        "use local.plan: class_stream, or drop the rule glfc",
+    ),
+    Rule(
+        "stream-task",
+        frozenset({"plan:streams-classes", "task:no-class-an-image"}),
+        "an image has no one class by which it could come and go",
+        "use local.plan: shards",
+    ),
+    Rule(
+        "dp-stream",
+        frozenset({"plan:streams-classes", "privacy:per-patient"}),
+        "patients are drawn from all that a site has, whatever classes the round is about",
+        "use local.plan: shards, or site-level privacy",
     ),
     Rule(
         "C20",

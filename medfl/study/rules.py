@@ -7,6 +7,7 @@ names the nearest combination that works.
 from collections.abc import Iterator, Sequence
 from itertools import dropwhile
 
+from medfl.data.plans.class_stream import ClassStreamConfig
 from medfl.errors import Fault
 from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.hyperparameters.base import HyperparameterConfig, found_in
@@ -21,6 +22,8 @@ _MANY = 1 << 20
 
 def conflicts(study: Study) -> Iterator[Fault]:
     """A fault for every rule that the study breaks."""
+    if isinstance(study.local.plan, ClassStreamConfig):
+        yield from study.local.plan.faults(study.task.classes)
     present = traits(study)
     for rule in RULES:
         if rule.together <= present:
@@ -97,11 +100,13 @@ def _of_the_way(study: Study) -> Iterator[str]:
     yield from (f"{way}:enlarges" for way in ("codec_up", "codec_down") if _enlarges(getattr(update, way)))
     if update.submodel.kind != "full":
         yield "submodel:other"
+        if "trains-all" not in update.submodel.traits():
+            yield "submodel:trains-part"
     if update.codec_down.kind != "fp32" or update.down != "model":
         yield "codec_down:not-exact"
     if "lossy" in update.codec_down.traits() and update.codec_down.kind != "int8":
         yield "codec_down:coarse"
-    if getattr(update.memory, "decay", None) == 1.0:
+    if update.memory.kind != "none" and getattr(update.memory, "decay", 1.0) == 1.0:
         yield "memory:keeps-all"
     if getattr(study.federation.schedule, "fraction", 1.0) < 0.5:
         yield "schedule:few-sites"
@@ -130,6 +135,10 @@ def _of_the_whole(study: Study) -> Iterator[str]:
         yield "regulator:same-kind-twice"
     if sum("own-loss" in rule.traits() for rule in study.local.rules) > 1:
         yield "rules:own-loss-twice"
+    if "streams-classes" not in study.local.plan.traits():
+        yield "plan:no-stream"
+    if study.task.kind != "classification":
+        yield "task:no-class-an-image"
     if getattr(study.task, "teacher", None) is None:
         yield "task:no-teacher"
     if study.evaluation.public is None:

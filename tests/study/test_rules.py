@@ -355,7 +355,19 @@ REFUSED_AND_ALLOWED |= {
     ),
     "C19": (
         lambda: study(TEACHER, local=DISTILLED, update={"submodel": SHARED}),
-        lambda: study(TEACHER, local=DISTILLED, update=SPARSE),
+        lambda: study(TEACHER, local=DISTILLED, update={"submodel": SHARED | {"trains": False}}),
+    ),
+    "stream": (
+        lambda: study(local={"rules": ["glfc"]}),
+        lambda: study(local={"rules": ["glfc"], "plan": "class_stream"}),
+    ),
+    "stream-task": (
+        lambda: study(SEGMENTATION, local={"plan": "class_stream"}),
+        lambda: study(local={"plan": "class_stream"}),
+    ),
+    "dp-stream": (
+        lambda: private("local", local={"plan": "class_stream"}),
+        lambda: private("site", local={"plan": "class_stream"}),
     ),
     "C20": (
         lambda: private("site", local={"plan": "ring"}),
@@ -388,6 +400,10 @@ REFUSED_AND_ALLOWED |= {
     "submodel-tensors": (
         lambda: partly({"codec_up": "powersgd"}),
         lambda: study(update={"codec_up": "powersgd"}),
+    ),
+    "dp-one-epoch": (
+        lambda: private("patient", local={"epochs": {"kind": "cosine", "start": 4, "end": 1, "rounds": 3}}),
+        lambda: private("patient", local={"epochs": 4}),
     ),
     "steps-epochs": (
         lambda: study(local={"steps": 4, "epochs": "adacomm"}),

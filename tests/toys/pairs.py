@@ -51,6 +51,7 @@ BOUND = {"update.clip": 5.0}
 NOISE = {"noise_multiplier": 0.02, "delta": 1e-5, "clip": 5.0, "accept_low_utility": True}
 
 SETTINGS: Mapping[str, Mapping[str, Changes]] = {
+    "plan": {"class_stream": {"rounds_per_task": 2}},
     "codec_up": {kind: {"density": 0.3} for kind in ("topk", "personal_topk", "random_k", "stc", "sparse_binary")},
     "memory": {"dgc": {"momentum": 0.5}},
     "submodel": {"afd": {"drop": 0.5}, "seeded_mask": {"share": 0.5}},
@@ -76,6 +77,7 @@ SETTINGS: Mapping[str, Mapping[str, Changes]] = {
 NEEDS: Mapping[str, Changes] = {
     "rules=distillation": {"task": SEGMENTATION},
     "rules=fedcomgate": STEPS,
+    "rules=glfc": {"local.plan": {"kind": "class_stream", "rounds_per_task": 2}},
     "submodel=afd": PARTS,
     "submodel=seeded_mask": PARTS,
     "submodel=lottery": PARTS,
@@ -120,6 +122,7 @@ POINTS: Mapping[str, tuple[str, PluginPoint]] = {
 
 VARIANTS = (
     Setting("rules", "svrg+fedcomgate", {"local.rules": ["svrg", "fedcomgate"]}, STEPS),
+    Setting("rules", "momentum+fedcomgate", {"local.rules": ["local_momentum", "fedcomgate"]}, STEPS),
     Setting("rules", "svrg+fedprox", {"local.rules": ["svrg", "fedprox"]}),
     Setting("submodel", "afd-single", {"update.submodel": {"kind": "afd", "drop": 0.5, "mode": "single"}}, PARTS),
     Setting(

@@ -2,7 +2,7 @@
 
 Traits: "fixed", "per-round" or "per-client" (do all sites of a round have the same coordinates?); "needs-losses" (the
 coordinator learns from the sites' training losses); "private-mask" (the coordinates tell of a site's data);
-"needs-measure" (the site measures the received model before it trains).
+"needs-measure" (the site measures the received model before it trains); "trains-all" (only what is sent is a part).
 
 One round, with `None` for "all coordinates" everywhere:
 

@@ -36,7 +36,7 @@ class LastAggregateConfig(PluginConfig):
     explore: float = Field(0.25, gt=0, le=1, description="share of these that is drawn at random")
 
     def traits(self) -> frozenset[str]:
-        return frozenset({"per-round"})
+        return frozenset({"per-round", "trains-all"})
 
 
 class LastAggregate(SubModel):

@@ -36,7 +36,7 @@ class SeededMaskConfig(PluginConfig):
     trains: bool = Field(True, description="whether only these coordinates train, or all of them")
 
     def traits(self) -> frozenset[str]:
-        return frozenset({"per-round" if self.shared else "per-client"})
+        return frozenset({"per-round" if self.shared else "per-client"} | (set() if self.trains else {"trains-all"}))
 
 
 class SeededMask(SubModel):
