@@ -11,7 +11,7 @@ from medfl.federation.asynchronous.federation import AsynchronousFederation
 from medfl.federation.asynchronous.replay import Answer, replay
 from medfl.learning.messages import Beginning, SiteFailure, TrainOrder, TrainReply
 from medfl.learning.randomness import generator
-from medfl.study.build import build_codec_down, build_federation
+from medfl.study.build import bind_federation, build_codec_down, build_federation
 from medfl.study.sources import RunInputs, assign_cases
 from medfl.transport.base import Transport
 from medfl.update.base import Update
@@ -42,8 +42,10 @@ def replay_run(run: Path, inputs: RunInputs | None = None) -> FloatVector:
     transport = InProcess(inputs, assign_cases(inputs).cases)
     try:
         roster = {info.name: info.identity for info in transport.open()}
-        model, _ = transport.initial_model()
-        federation, _ = federation_for(inputs.study, build_federation(inputs.study), model)
+        model, layout = transport.initial_model()
+        parts = build_federation(inputs.study)
+        bind_federation(parts, inputs.study, layout)
+        federation, _ = federation_for(inputs.study, parts, model)
         if not isinstance(federation, AsynchronousFederation):
             raise InputError.at(run, "is no asynchronous run", "rounds are replayed by running them again")
         transport.begin(Beginning(name, roster))

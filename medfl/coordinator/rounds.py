@@ -100,7 +100,7 @@ class Rounds:
         before = self.federation.model.copy() if SNAPSHOT in plan.values else None
         with course.clock.phase("step"):
             outcome = self._close(round_) if sum_ is None else self._open(sum_, round_.outcome, course)
-        if before is not None:
+        if before is not None and not outcome.void:
             with course.clock.phase("probe"):
                 self._probe(round_, before, course)
         return outcome
@@ -112,9 +112,15 @@ class Rounds:
             rng = generator(federation.seed, "codec-down", plan.round)
             federation.parts.down.advance(federation.model, plan.round, rng)
             return {site: federation.parts.down.payload(site) for site in plan.cohort}
-        if federation.chooser is not None:
-            return {site: self.code(federation.sent(plan, site), plan.round) for site in plan.cohort}
-        return self.code(federation.model, plan.round)
+        if federation.chooser is None:
+            return self.code(federation.model, plan.round)
+        # sites with the same part are sent the same bytes
+        coded: dict[str, Payload] = {}
+        for site in plan.cohort:
+            key = federation.part_key(plan, site)
+            if key not in coded:
+                coded[key] = self.code(federation.sent(plan, site), plan.round)
+        return {site: coded[federation.part_key(plan, site)] for site in plan.cohort}
 
     def _probe(self, round_: OpenRound, before: FloatVector, course: Course) -> None:
         """Ask sites for their loss of the round's mean snapshot, where the schedule wants to know."""
@@ -141,7 +147,8 @@ class Rounds:
         attempt = self.journal.plans(plan.round)
         shared = self.federation.shared(plan)
         parameters = self.federation.model.size if shared is None else shared.size
-        context = how.context(self.run, plan.round, attempt, plan.cohort, parameters, plan.values)
+        part = plan.parts.get(plan.cohort[0], {})
+        context = how.context(self.run, plan.round, attempt, plan.cohort, parameters, plan.values, part)
         return how.open(context, self.roster, plan.values)
 
     def _prepared(self, sum_: RoundSum, round_: OpenRound, course: Course) -> bool:
@@ -234,6 +241,8 @@ class Rounds:
         course.traffic = dict(about["traffic"])
         course.site_seconds = dict(about["site_seconds"])
         outcome = RoundOutcome.from_json(about["outcome"])
+        # as the round began: what was chosen is not kept, and follows from the round
+        self.federation.choose(outcome.plan.round, outcome.plan.cohort)
         if self.desk is not None:
             self.desk.done_before(about["entry"], total)
         self.observer.round_started(outcome.plan)

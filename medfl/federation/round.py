@@ -10,9 +10,10 @@ no clock.
 Simulation and service run this same code.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,8 @@ class OpenRound:
         early = self._snapshot(reply)
         arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)
         verdict = combine([rule.judge(arrival, self._bench) for rule in self._parts.regulator])
+        if early is not None:
+            verdict = combine([verdict, *self._judged_early(arrival, early)])
         if self._parts.stand_in is not None and verdict.outcome != "refuse" and verdict.factor != 1.0:
             reason = f"{verdict.reason}: what stands in for a silent site cannot count for less than all"
             verdict = Verdict("refuse", verdict.rule, reason, 0.0)
@@ -137,6 +140,12 @@ class OpenRound:
             return None
         return self._chooser.up(choice, reply.notice)
 
+    def _judged_early(self, arrival: Arrival, early: Update) -> list[Verdict]:
+        """What the rules say of a snapshot, which is an update of fewer steps."""
+        seen = replace(arrival, update=early, norm=early.norm())
+        rules = [rule for rule in self._parts.regulator if "needs-public-data" not in rule.config.traits()]
+        return [rule.judge(seen, self._bench) for rule in rules]
+
     def _snapshot(self, reply: TrainReply) -> Update | None:
         if self._early is None:
             return None
@@ -148,7 +157,9 @@ class OpenRound:
         return early
 
     def _weight(self, arrival: Arrival, verdict: Verdict) -> float:
-        weights = self.outcome.plan.weights
+        weights, stand_in = self.outcome.plan.weights, self._parts.stand_in
+        if stand_in is not None:
+            return stand_in.weight(arrival.site, arrival.cases)
         return (arrival.cases if weights is None else weights.get(arrival.site, 0.0)) * verdict.factor
 
     def snapshot(self) -> FloatVector | None:
@@ -216,10 +227,10 @@ class Federation:
             dict(cases),
             draw.weights,
             dict(self.counted),
-            self._choose(number, draw.cohort),
+            self.choose(number, draw.cohort),
         )
 
-    def _choose(self, number: int, cohort: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    def choose(self, number: int, cohort: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         if self.chooser is None:
             return {}
         return {
@@ -230,6 +241,12 @@ class Federation:
     def shared(self, plan: RoundPlan) -> Coordinates | None:
         """Where the values of the whole cohort lie, for sub-models that give every site of a round the same part."""
         return None if self.chooser is None else self.chooser.up(plan.choice(plan.cohort[0]), b"")
+
+    def part_key(self, plan: RoundPlan, site: str) -> str:
+        """The same for sites that are sent the same values of the model."""
+        if self.chooser is None or self.chooser.down(plan.choice(site)) is None:
+            return ""
+        return json.dumps(dict(plan.parts.get(site, {})), sort_keys=True)
 
     def sent(self, plan: RoundPlan, site: str) -> FloatVector:
         """The values of the model that a site of the round is sent."""
@@ -242,20 +259,26 @@ class Federation:
     def close(self, round_: OpenRound) -> RoundOutcome:
         """Combine, and step. RunError when it is not the next round, so that no round is counted twice."""
         combined, outcome = round_.settle(), round_.outcome
-        outcome.void = self.short(sum(mine.counts for mine in outcome.sites.values()))
-        if outcome.void:
-            return self.step(outcome, None)
-        return self.step(outcome, self._completed(combined, outcome))
+        # a site that keeps its update back has answered, and is stood in for
+        stand_in = self.parts.stand_in
+        silent = 0 if stand_in is None else sum(mine.skipped_upload for mine in outcome.sites.values())
+        outcome.void = self.short(silent + sum(mine.counts for mine in outcome.sites.values()))
+        self.step(outcome, None if outcome.void else self._completed(combined, outcome))
+        failed = [site for site, mine in outcome.sites.items() if mine.failure]
+        if stand_in is not None and stand_in.lost(failed, outcome.plan.cohort):
+            self.counted.clear()
+        return outcome
 
     def _completed(self, combined: FloatVector | None, outcome: RoundOutcome) -> FloatVector | None:
         """The round's change, with what stands in for the sites that sent nothing."""
-        if self.parts.stand_in is None:
+        stand_in, plan = self.parts.stand_in, outcome.plan
+        if stand_in is None:
             return combined
-        total = sum(outcome.plan.cases.values())
-        shares = {site: outcome.plan.cases[site] / total for site, mine in outcome.sites.items() if mine.counts}
+        senders = {site: stand_in.weight(site, mine.cases) for site, mine in outcome.sites.items() if mine.counts}
         if combined is not None:
-            combined *= np.float32(sum(shares.values()))
-        return self.parts.stand_in.complete(self.model, combined, shares)
+            combined *= np.float32(sum(senders.values()))
+        total = sum(stand_in.weight(site, cases) for site, cases in plan.cases.items())
+        return stand_in.complete(self.model, combined, plan.round, senders, total)
 
     def probed(self, round_: OpenRound, before: FloatVector) -> tuple[FloatVector, tuple[str, ...]] | None:
         """The mean snapshot of a closed round [size] and the sites to ask for their loss of it; None where nothing is
@@ -269,8 +292,9 @@ class Federation:
 
     def learn(self, outcome: RoundOutcome, losses: Mapping[str, float]) -> None:
         """Let the schedule take in what the probed sites said."""
-        steps = [mine.steps for mine in outcome.sites.values() if mine.counts]
-        self.parts.schedule.learn(losses, len(outcome.plan.cases), max(steps, default=0))
+        # what one site says of its steps must not decide
+        steps = sorted(mine.steps for mine in outcome.sites.values() if mine.counts)
+        self.parts.schedule.learn(losses, len(outcome.plan.cases), steps[(len(steps) - 1) // 2] if steps else 0)
 
     def short(self, updates: int) -> str:
         """Why this many updates do not make a round; "" when they do, or when there is nothing that could count."""

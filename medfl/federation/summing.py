@@ -8,6 +8,7 @@ encrypted.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from medfl.privacy.channels.base import (
     IntVector,
     Roster,
     RoundContext,
+    part_digest,
 )
 from medfl.privacy.codec import GridCodec
 from medfl.privacy.grid import BIT, BOUND, CAP, CLIP, SUM_LIMIT, Grid, weight_of
@@ -30,6 +32,9 @@ from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector
 from medfl.update.wire import as_bytes
+
+_ALL: Mapping[str, Any] = MappingProxyType({})
+"""The part of an order that names no coordinates."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,20 @@ class Summation:
         return None if config is None else AdaptiveClip(config, self.clip)
 
     def context(
-        self, run: str, round_: int, attempt: int, cohort: tuple[str, ...], parameters: int, values: Mapping[str, float]
+        self,
+        run: str,
+        round_: int,
+        attempt: int,
+        cohort: tuple[str, ...],
+        parameters: int,
+        values: Mapping[str, float],
+        part: Mapping[str, Any] = _ALL,
     ) -> RoundContext:
         minimum = MINIMUM_SITES
         if self.gradients and self.noise is not None:
             minimum = max(minimum, self.noise.shares)
         size = parameters + (1 if values[BIT] else 0)
-        return RoundContext(run, round_, attempt, cohort, size, SUM_LIMIT, minimum)
+        return RoundContext(run, round_, attempt, cohort, size, SUM_LIMIT, minimum, part_digest(part))
 
     def combined(
         self,

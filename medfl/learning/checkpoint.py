@@ -133,6 +133,8 @@ def order_key(run: str, order: TrainOrder, model: FloatVector, cases: int) -> st
         "round": order.round,
         "values": {name: float(value) for name, value in order.values.items()},
         "cases": cases,
+        "counted": order.counted,
+        "part": dict(order.part),
     }
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     digest.update(as_bytes(model))

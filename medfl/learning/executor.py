@@ -25,7 +25,7 @@ from medfl.learning.checkpoint import EpochStore, order_key
 from medfl.learning.course import Course, Feed, batches
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
-from medfl.learning.messages import SNAPSHOT, TrainOrder, TrainReply, planned_steps
+from medfl.learning.messages import SNAPSHOT, STEPS, TrainOrder, TrainReply, planned_steps
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
 from medfl.learning.partial import PartialTraining, setup_of
 from medfl.learning.randomness import generator, torch_seed
@@ -37,7 +37,7 @@ from medfl.tasks.base import Prediction, Statistics, Task
 from medfl.update.base import Payload, Update, Upload
 from medfl.update.memories.base import SiteState
 from medfl.update.pipeline import UploadPipeline
-from medfl.update.submodels.base import Choice, Coordinates, Start, SubModel, embedded
+from medfl.update.submodels.base import Choice, Start, SubModel, embedded
 from medfl.update.vector import FloatVector
 from medfl.update.wire import as_bytes
 
@@ -56,8 +56,9 @@ Tamper = Callable[[FloatVector], FloatVector]
 
 @dataclass(frozen=True)
 class LocalParts:
-    """Everything a study says about what happens at a site. submodel: not bound yet. snapshots: whether the study's
-    schedule may ask for them: an order alone may not, or a coordinator could have updates sent past the channel."""
+    """Everything a study says about what happens at a site. submodel: not bound yet. asked: values beside the
+    hyper-parameters that its orders may hold ("local.steps", "local.snapshot"). An order alone may not ask for them, or
+    a coordinator could have updates sent past the channel, or gradients of single batches."""
 
     task: Task
     plan: DataPlan[Any]
@@ -69,7 +70,7 @@ class LocalParts:
     gradient_clip: float | None
     max_steps: int | None
     seed: int
-    snapshots: bool = False
+    asked: frozenset[str] = frozenset()
 
 
 class SiteExecutor:
@@ -128,7 +129,7 @@ class SiteExecutor:
             if disclosure is not None:
                 disclosure.permit(order.round)
                 course = Course.untold(len(course.losses))
-            payload = self._upload(model, order, private, cases, tamper, context, start.sends)
+            payload = self._upload(model, order, private, cases, tamper, context, start)
             if SNAPSHOT in context.scratch:
                 early = context.scratch[SNAPSHOT].numpy()
                 _check_finite({"snapshot": early}, order)
@@ -163,7 +164,8 @@ class SiteExecutor:
         mark: Callable[[LocalTraining], Bookmark] | None,
     ) -> tuple[Course, LocalContext]:
         per_epoch = math.ceil(len(feed.indices) / feed.size)
-        steps = planned_steps(order.values, per_epoch, self.parts.max_steps)
+        values = self._asked(order)
+        steps = planned_steps(values, per_epoch, self.parts.max_steps)
         before = dict(state)
         context = self._begin(order, start.values, state, steps, feed)
         part = PartialTraining(self.network, context.anchor, start.trains)
@@ -177,7 +179,7 @@ class SiteExecutor:
         done = 0 if bookmark is None else bookmark.resume()
         rng = generator(self.parts.seed, "shuffle", order.round, order.site)
         sizes = np.zeros(steps)
-        early = int(order.values.get(SNAPSHOT, 1.0) * steps) if self.parts.snapshots else steps
+        early = int(values.get(SNAPSHOT, 1.0) * steps)
         for step, chosen in enumerate(batches(feed.indices, feed.size, steps, rng)):
             sizes[step] = len(chosen)
             if step < done:
@@ -199,6 +201,11 @@ class SiteExecutor:
         for rule in self.parts.rules:
             rule.finish(context)
         return Course(found, sizes, per_epoch), context
+
+    def _asked(self, order: TrainOrder) -> dict[str, float]:
+        """An order's values, without those that the study does not have."""
+        unasked = {STEPS, SNAPSHOT} - self.parts.asked
+        return {name: value for name, value in order.values.items() if name not in unasked}
 
     def _begin(
         self,
@@ -224,7 +231,7 @@ class SiteExecutor:
             steps=steps,
             device=self.device,
             counted=order.counted,
-            omega=self.parts.pipeline.codec.omega(model.size),
+            omega=self.parts.pipeline.codec.at(order.values).omega(model.size),
             feed=feed,
         )
         if feed is not None:
@@ -341,7 +348,7 @@ class SiteExecutor:
         cases: int,
         tamper: Tamper | None,
         context: LocalContext,
-        sends: Coordinates | None = None,
+        start: Start | None = None,
     ) -> Payload | None:
         """The change since `model` through the pipeline; on the round's grid where updates are only added."""
         delta = np.empty_like(model)
@@ -355,7 +362,9 @@ class SiteExecutor:
             pipeline = replace(
                 pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP]), int(order.values[BIT]))
             )
-        upload = Upload(order.site, order.round, order.counted, model, sends)
+        sends = None if start is None else start.sends
+        trains = None if start is None else start.trains
+        upload = Upload(order.site, order.round, order.counted, model, sends, trains)
         payload = pipeline.run(delta, upload, state, self._rng("codec", order))
         if payload is not None:
             size = delta.size if sends is None else sends.size

@@ -19,7 +19,7 @@ from medfl.site.memory import DiskMemory
 from medfl.site.roster import check_roster
 from medfl.site.studies import Standing, Studies
 from medfl.study.digest import study_hash
-from medfl.study.load import study_from_json
+from medfl.study.load import refuse_conflicts, study_from_json
 from medfl.study.sources import RunInputs, own_cases
 from medfl.transport.memory import SiteMemory
 from medfl.transport.messages import encode_reply
@@ -91,6 +91,7 @@ class Agent(Answering):
 
     def _join(self, id_: str, header: Mapping[str, Any]) -> list[Buffer]:
         study = study_from_json(header["study"])
+        refuse_conflicts(study)
         standing = self._approved(id_, study_hash(study), self._studies.offer(study, "", self.coordinator))
         if standing.state == "rejected":
             self.say("rejected", standing.note)

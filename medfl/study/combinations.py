@@ -181,6 +181,12 @@ RULES = (
         "use update.submodel: full, or another codec (int8, topk)",
     ),
     Rule(
+        "submodel-memory",
+        frozenset({"submodel:trains-all", "memory=none"}),
+        "all of the vector trains, and what is not sent would be lost",
+        "set update.memory: error_feedback",
+    ),
+    Rule(
         "submodel-mean",
         frozenset({"submodel:per-client", "aggregator:not-masked"}),
         "coordinates that a site does not have would count as if it had not moved them",
@@ -235,6 +241,12 @@ RULES = (
         "leave update.memory out, or use a codec whose error is the shorter: topk, random_k with scaled: false, int8",
     ),
     Rule(
+        "momentum-local",
+        frozenset({"rules:client-momentum", "local:own-momentum"}),
+        "the optimiser's momentum and the rule's multiply",
+        "set local.optimizer: {kind: sgd} without momentum",
+    ),
+    Rule(
         "C13",
         frozenset({"gate:mirrors-site", "update:sums"}),
         "the coordinator must know whose news is in the sum, or what stands in for the others would be wrong",
@@ -277,6 +289,18 @@ RULES = (
         "use federation.schedule: all or uniform",
     ),
     Rule(
+        "gate-public",
+        frozenset({"gate:mirrors-site", "regulator:needs-public-data"}),
+        "the rule judges the model plus what was sent, which is a difference to what is known of the site",
+        "use the rules finite, norm_limit or norm_history, or update.gate: always",
+    ),
+    Rule(
+        "gate-compares",
+        frozenset({"gate:mirrors-site", "regulator:compares-sites"}),
+        "what sites send are differences to what is known of each, which say nothing side by side",
+        "use the rules finite, norm_limit or norm_history, or update.gate: always",
+    ),
+    Rule(
         "gate-async",
         frozenset({"gate:depends-on-update", "schedule:event-driven"}),
         "a site that sends nothing would be waited for in vain",
@@ -308,6 +332,12 @@ RULES = (
         "use the rules finite, norm_limit, norm_history or validation",
     ),
     Rule(
+        "drfa-sparse",
+        frozenset({"schedule:snapshots", "codec_up:support-own"}),
+        "a snapshot is coded without a memory, and would say next to nothing",
+        "use a dense codec, such as int8",
+    ),
+    Rule(
         "drfa-changes",
         frozenset({"schedule:snapshots", "down:change"}),
         "the snapshot counts from the exact model, and changes come down with loss",
@@ -329,7 +359,7 @@ RULES = (
         "C19",
         frozenset({"rules:own-loss", "submodel:trains-part"}),
         "teacher and student must both be whole",
-        "use update.submodel: full, or drop the rule distillation",
+        "use update.submodel: full, or drop the rule (distillation, glfc)",
     ),
     Rule(
         "stream",
@@ -348,6 +378,12 @@ RULES = (
         frozenset({"plan:streams-classes", "privacy:per-patient"}),
         "patients are drawn from all that a site has, whatever classes the round is about",
         "use local.plan: shards, or site-level privacy",
+    ),
+    Rule(
+        "stream-async",
+        frozenset({"plan:streams-classes", "schedule:event-driven"}),
+        "tasks follow each other by rounds, and here each site has rounds of its own",
+        "use federation.schedule: all, or local.plan: shards",
     ),
     Rule(
         "C20",
@@ -404,6 +440,12 @@ RULES = (
         "use update.gate: always",
     ),
     Rule(
+        "tracker-memory",
+        frozenset({"rules:tracks", "memory:client-momentum"}),
+        "the tracker would take DGC's gathered momentum for the round's gradients",
+        "use update.memory: error_feedback or none",
+    ),
+    Rule(
         "tracker-privacy",
         frozenset({"rules:tracks", "privacy:on"}),
         "a tracker would follow the noise from round to round",
@@ -444,6 +486,12 @@ RULES = (
         frozenset({"down:change", "codec_down:enlarges"}),
         "what the codec gets wrong may be longer than the change, so that the sites' model leaves the coordinator's",
         "use a codec whose error is the shorter: stc, topk, random_k with scaled: false, int8",
+    ),
+    Rule(
+        "down-moving",
+        frozenset({"codec_down:moving"}),
+        "hyper-parameters of what comes down do not move",
+        "give update.codec_down a number",
     ),
     Rule(
         "down-async",

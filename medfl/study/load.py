@@ -45,6 +45,13 @@ def study_from_json(value: Mapping[str, Any]) -> Study:
     return _validate(Study, dict(value), "study")
 
 
+def refuse_conflicts(study: Study) -> None:
+    """StudyError with every combination in a study of somebody else's making that must not be."""
+    faults = Faults()
+    faults.extend(conflicts(study))
+    faults.raise_if_any(StudyError)
+
+
 def load_sites(folder: Path) -> list[Site]:
     """All `*.yaml` and `*.yml` of a folder by name; StudyError names every file that is wrong, and names used twice."""
     if not folder.is_dir():

@@ -14,7 +14,7 @@ from medfl.hyperparameters.base import HyperparameterConfig, found_in
 from medfl.plugins import PluginConfig
 from medfl.study.combinations import RULES
 from medfl.study.model import Study
-from medfl.update.codecs.base import CODECS
+from medfl.update.codecs.base import CODECS, Codec
 
 _MANY = 1 << 20
 """Values of a vector, where a codec's loss depends on them."""
@@ -108,18 +108,29 @@ def _of_the_way(study: Study) -> Iterator[str]:
         yield "codec_down:coarse"
     if update.memory.kind != "none" and getattr(update.memory, "decay", 1.0) == 1.0:
         yield "memory:keeps-all"
-    if getattr(study.federation.schedule, "fraction", 1.0) < 0.5:
+    if any(config.kind != "constant" for config in found_in("down", update.codec_down).values()):
+        yield "codec_down:moving"
+    if getattr(study.federation.schedule, "fraction", 1.0) < 0.5 or study.federation.schedule.kind == "drfa":
         yield "schedule:few-sites"
     after = dropwhile(lambda rule: "tracks" not in rule.traits(), local.rules)
     if any("client-momentum" in rule.traits() for rule in after):
         yield "rules:momentum-after-tracker"
     yield "local:no-steps" if local.steps is None else "local:steps"
+    if local.optimizer.kind == "adam" or local.optimizer.momentum:
+        yield "local:own-momentum"
     plain = local.optimizer.kind == "sgd" and not local.optimizer.momentum and not local.optimizer.weight_decay
     if not plain or local.gradient_clip is not None:
         yield "local:other-optimizer"
     alpha = max((getattr(rule, "alpha", None) or 0.0 for rule in local.rules if "tracks" in rule.traits()), default=0.0)
-    if alpha and alpha > 1 / (1 + CODECS.build(update.codec_up).omega(_MANY)):
+    if alpha and alpha > 1 / (1 + _worst(update.codec_up)):
         yield "rules:alpha-too-large"
+
+
+def _worst(config: PluginConfig) -> float:
+    """What a codec loses at most (`Codec.omega`), where its density moves."""
+    lowest = {name: moving.lowest() for name, moving in found_in(config.kind, config).items()}
+    codec: Codec = CODECS.build(config)
+    return codec.at({name: value for name, value in lowest.items() if value}).omega(_MANY)
 
 
 def _enlarges(codec: PluginConfig) -> bool:

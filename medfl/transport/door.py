@@ -8,7 +8,7 @@ from medfl.errors import Faults, RunError
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, LedgerHeads, TrainOrder, TrainReply
 from medfl.privacy.accounting.base import Budget
-from medfl.privacy.channels.base import PART, Channel, Identity, Message, RoundContext, SiteEnd
+from medfl.privacy.channels.base import PART, Channel, Identity, Message, RoundContext, SiteEnd, part_digest
 from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.base import Ledger, Unit
 from medfl.privacy.ledger.file import FileLedger
@@ -34,6 +34,7 @@ class SiteDoor:
         self._policy = next((site.policy for site in inputs.sites if site.name == name), Policy())
         self._identity = identity or Ed25519Identity.generate(name)
         self._memory = memory or Transient()
+        self._part = ""
         self._end: SiteEnd | None = None
 
     @property
@@ -71,9 +72,11 @@ class SiteDoor:
         return LedgerHeads(ledger.head, ledger.witnessed().get(_COORDINATOR, ""))
 
     def witness(self, order: TrainOrder) -> None:
-        """Before a training: keep the head of the coordinator's ledger. RunError when there is none, or an older one
-        than was kept, or when no run has begun: what is trained without its noise must not even be kept."""
+        """Before a training: remember which part of the vector it is about, and keep the head of the coordinator's
+        ledger. RunError when there is none, or an older one than was kept, or when no run has begun: what is trained
+        without its noise must not even be kept."""
         self._channel()
+        self._part = part_digest(order.part)
         if self.disclosure is not None:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
 
@@ -111,21 +114,41 @@ class SiteDoor:
 
     def seal(self, reply: TrainReply) -> TrainReply:
         """The reply as it may leave."""
+        if self._sealed and (reply.snapshot is not None or reply.notice):
+            raise RunError.at(
+                f"site {self.name}, round {reply.round}",
+                "would send something of its update beside the sum that is sealed",
+                "nothing was sent; the study asks for what its channel or its privacy forbids",
+            )
         if reply.payload is None:
             return reply
-        sealed = self._channel().seal(reply.round, reply.payload)
+        sealed = self._channel().seal(reply.round, reply.payload, self._part)
         if self.disclosure is None:
             return replace(reply, payload=sealed)
         self.disclosure.done(sealed)
         return replace(reply, payload=sealed, ledger=self.disclosure.ledger.head)
+
+    @property
+    def _sealed(self) -> bool:
+        """Whether the coordinator is to see nothing but sums, or nothing without noise."""
+        study = self._inputs.study
+        return study.privacy is not None or "reveals-sum" in study.update.channel.traits()
 
     def _channel(self) -> SiteEnd:
         if self._end is None:
             raise RunError.at(f"site {self.name}", "was asked before the run began")
         return self._end
 
-    def may_evaluate(self) -> None:
-        """RunError when the site's metrics may not leave."""
+    def may_evaluate(self, split: str) -> None:
+        """RunError when the site's metrics on a split may not leave: of training images only where the schedule reads
+        their losses, and none where the study withholds them."""
+        study, where = self._inputs.study, f"site {self.name}"
+        mechanism = study.privacy
+        if split == "train" and (mechanism is not None or "reads-losses" not in study.federation.schedule.traits()):
+            raise RunError.at(where, "was asked for metrics on its training images, which the study does not need")
+        withheld = mechanism is not None and mechanism.site_metrics == "withheld"
+        if withheld and self.name not in study.evaluation.unseen:
+            raise RunError.at(where, "was asked for metrics that the study withholds (privacy.site_metrics)")
         if not self._policy.metrics_may_leave:
             raise RunError.at(
                 f"site {self.name}", "its policy keeps metrics in the house", "set policy.metrics_may_leave"

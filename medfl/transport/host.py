@@ -168,11 +168,13 @@ class SiteHost:
 
     def evaluate(self, site: str, split: str, model: Payload) -> Statistics:
         """The task's statistics of the model on a split of a site."""
-        self._doors[site].may_evaluate()
+        self._doors[site].may_evaluate(split)
         samples = self._data[site].splits.get(split)
         if samples is None:
             raise RunError.at(f"site {site}", f"has no {split} split")
-        vector = self._executor.parts.submodel.personal(self.receive(model), self._memories[site].state(_LATEST))
+        vector, submodel = self.receive(model), self._executor.parts.submodel
+        if "private-mask" in submodel.config.traits():
+            vector = submodel.personal(vector, self._memories[site].state(_LATEST))
         return self._executor.evaluate(samples, vector)
 
     def restore(self, states: Mapping[str, Arrays]) -> None:

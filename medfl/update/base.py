@@ -48,7 +48,7 @@ class Upload:
 
     counted: the last round in which an update of the site moved the model, 0 before there was one. model: the global
     vector [size] that the site trained from. sends: the coordinates [k] whose change is sent, strictly increasing; None
-    for all.
+    for all. trains: those that trained.
     """
 
     site: str
@@ -56,6 +56,7 @@ class Upload:
     counted: int
     model: FloatVector
     sends: npt.NDArray[np.int64] | None = None
+    trains: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

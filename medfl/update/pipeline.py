@@ -25,8 +25,12 @@ class UploadPipeline:
     def run(self, delta: FloatVector, upload: Upload, state: SiteState, rng: np.random.Generator) -> Payload | None:
         """The payload of `delta` [size], or None when the gate keeps it back. `state` is updated in place.
 
-        What is coded is a vector of its own: the values at `upload.sends`. A memory keeps what lies elsewhere."""
-        update = Update(taken(delta, upload.sends), delta.size, upload.sends)
+        What is coded is a vector of its own: the values at `upload.sends`. A memory keeps what trained elsewhere."""
+        if upload.trains is None:
+            update = Update(delta, delta.size)
+        else:
+            # where nothing trained, a change is what the site was not sent: there is nothing to remember
+            update = Update(taken(delta, upload.sends), delta.size, upload.sends)
         wanted = self.memory.before(self.gate.before(update, upload, state), state)
         # what the codec remembers counts only if its payload is sent
         remembered: SiteState = {}

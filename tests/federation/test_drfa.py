@@ -1,6 +1,7 @@
 """DRFA (algorithms' test t02): the worst hospital is lifted, and a frozen lambda does not lift it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from medfl.errors import RunError
 from medfl.federation.schedule.base import SCHEDULES, Schedule
 from medfl.federation.schedule.drfa import Drfa, projected
 from medfl.learning.messages import SNAPSHOT, TrainReply
+from medfl.update.base import Update
 from medfl.update.vector import FloatVector
 
 SITES, SIZE, CLASSES, STEPS = 10, 12, 3, 10
@@ -41,7 +43,9 @@ class Frozen(Drfa):
 def federated(schedule: Schedule, seed: int = 0) -> Federated:
     sites = [site(f"s{number}", own) for number, own in enumerate(rows(seed))]
     parts = federation_parts(0.05, 99, schedule=schedule)
-    return Federated(Classifier(SIZE, CLASSES), sites, parts, batch_size=32, max_steps=STEPS, snapshots=True, seed=seed)
+    return Federated(
+        Classifier(SIZE, CLASSES), sites, parts, batch_size=32, max_steps=STEPS, asked=frozenset({SNAPSHOT}), seed=seed
+    )
 
 
 def drfa(kind: type[Drfa] = Drfa, **settings: Any) -> Drfa:
@@ -154,3 +158,36 @@ def test_an_update_without_the_snapshot_is_refused() -> None:
     assert mine.verdict is not None and mine.verdict.outcome == "refuse" and "snapshot" in mine.verdict.reason
     with pytest.raises(RunError, match="is not awaited"):
         round_.receive(TrainReply("stranger", 1, None, 1, 1, 1, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("loss", [1e20, 1e300, 1.7e308])
+def test_a_site_that_lies_about_its_loss_does_not_take_everything(loss: float) -> None:
+    schedule = drfa(gamma=0.004)
+    schedule.weights = dict.fromkeys("abcd", 0.25)
+    schedule.learn({"a": loss, "b": 1.0, "c": 1.0}, 4, 10)
+    assert sum(schedule.weights.values()) == pytest.approx(1)
+    assert schedule.weights["b"] > 0.1 and schedule.weights["a"] < 0.7
+    found = projected(np.array([1e20, 0.3, 0.1]))
+    assert found.tolist() == [1, 0, 0]
+
+
+def test_one_sites_word_on_its_steps_does_not_decide() -> None:
+    made = federated(drfa())
+    seen: list[float] = []
+    made.federation.parts.schedule.learn = lambda losses, sites, steps: seen.append(steps)  # type: ignore[method-assign]
+    outcome = made.round()
+    next(iter(outcome.sites.values())).steps = 2**50
+    made.federation.learn(outcome, {})
+    assert seen == [STEPS, STEPS]
+
+
+def test_a_snapshot_is_judged_like_an_update() -> None:
+    made = federated(drfa())
+    plan = made.federation.plan(made.cases)
+    round_, order = made.federation.open(plan), plan.orders()[0]
+    reply = made.executor.train(made.sites[order.site], order, made.model, {})
+    huge = made.executor.parts.pipeline.codec.encode(
+        Update(np.full(made.model.size, 1e30, np.float32), made.model.size), np.random.default_rng(0)
+    )
+    mine = round_.receive(replace(reply, snapshot=huge))
+    assert mine.verdict is not None and mine.verdict.outcome == "refuse" and round_.snapshot() is None

@@ -2,6 +2,7 @@
 place of a silent site."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from toys.problems import curvature, least_squares, loss, optimum
 from toys.tasks import LeastSquares, Rows, site
 
 from medfl.errors import RunError
+from medfl.learning.messages import SiteFailure
 from medfl.update.base import Update, Upload
 from medfl.update.codecs.base import CODECS, Codec
 from medfl.update.gates.base import GATES, StandIn, UploadGate
@@ -39,9 +41,11 @@ class Blind(Innovation):
 class Amnesic(SumOfMirrors):
     """The fake: forgets what it knew of silent sites."""
 
-    def complete(self, model: FloatVector, news: FloatVector | None, shares: Mapping[str, float]) -> FloatVector | None:
+    def complete(
+        self, model: FloatVector, news: FloatVector | None, round_: int, senders: Mapping[str, float], total: float
+    ) -> FloatVector | None:
         self.sum = None
-        return super().complete(model, news, shares)
+        return super().complete(model, news, round_, senders, total)
 
 
 def way(gate: UploadGate, codec: Codec | None = None) -> UploadPipeline:
@@ -187,3 +191,64 @@ def test_what_is_not_finite_is_sent(kind: str) -> None:
     bad = Update(np.array([1, np.nan, 1], np.float32), 3)
     state: dict[str, Any] = {"gate.threshold": np.full(1, 1e9), "gate.moves": np.full(10, 1e9)}
     assert gate.allow(bad, lambda: bad, Upload("a", 2, 1, model), state)
+
+
+def test_a_site_that_joins_late_weighs_as_it_should() -> None:
+    sums, one = SumOfMirrors(), np.ones(2, np.float32)
+    weight = sums.weight
+    assert sums.complete(one, 2 * one, 1, {"a": weight("a", 1), "b": weight("b", 1)}, 2) == pytest.approx(one)
+    assert sums.complete(one, 2 * one, 2, {"c": weight("c", 2)}, 4) == pytest.approx(one), "all believe in 1"
+    assert weight("a", 50) == 1, "what is known of it was weighed with what it had then"
+
+
+def test_the_belief_in_a_site_fades_by_the_rounds_that_went_by() -> None:
+    """Also by those that were void."""
+    gate: UploadGate = plugin(GATES, "innovation", decay=0.5)
+    sums, still = gate.stand_in(), np.zeros(2, np.float32)
+    assert sums is not None
+    sums.complete(still, np.ones(2, np.float32), 1, {"a": 1.0}, 1)
+    later = sums.complete(still, None, 4, {}, 1)
+    assert later == pytest.approx(np.full(2, np.exp(-1.5)))
+
+
+@pytest.mark.parametrize("gate", ["laq", "innovation"])
+def test_a_site_that_is_gone_is_not_stood_in_for_for_ever(gate: str) -> None:
+    made = federated(gate)
+    made.run(5)
+
+    def round_without_s0() -> None:
+        plan = made.federation.plan(made.cases)
+        open_ = made.federation.open(plan)
+        for order in plan.orders():
+            if order.site == "s0":
+                open_.fail(SiteFailure("s0", plan.round, "is away"))
+            else:
+                open_.receive(made.executor.train(made.sites[order.site], order, made.model, made.states[order.site]))
+        made.federation.close(open_)
+
+    round_without_s0()
+    round_without_s0()
+    stand_in = made.federation.parts.stand_in
+    assert isinstance(stand_in, SumOfMirrors) and "s0" in stand_in.known and "s1" in made.federation.counted
+    round_without_s0()
+    assert not stand_in.known and not made.federation.counted
+    round_without_s0()
+    assert sorted(stand_in.known) == sorted(set(made.sites) - {"s0"}), "all others have sent whole"
+    made.states["s0"].clear()
+    made.run(2)
+    assert "s0" in stand_in.known, "and one that lost its state takes part again"
+
+
+def test_silent_sites_make_a_quorum() -> None:
+    made = federated("innovation", rate=0.1)
+    made.federation.parts = replace(made.federation.parts, quorum=len(FEW))
+    assert not any(outcome.void for outcome in made.run(20))
+
+
+def test_a_lazy_site_whose_news_did_not_count_sends_again() -> None:
+    way_, state = way(plugin(GATES, "laq"), plugin(CODECS, "fp32")), dict[str, Any]()
+    rng, model = np.random.default_rng(0), np.zeros(3, np.float32)
+    assert way_.run(np.ones(3, np.float32), Upload("a", 1, 0, model), state, rng) is not None
+    assert way_.run(np.ones(3, np.float32), Upload("a", 2, 1, model), state, rng) is None, "nothing is new"
+    assert way_.run(np.full(3, 9, np.float32), Upload("a", 3, 1, model), state, rng) is not None
+    assert way_.run(np.ones(3, np.float32), Upload("a", 4, 1, model), state, rng) is not None, "round 3 was refused"

@@ -87,6 +87,14 @@ def private(kind: str, base: dict[str, Any] = CLASSIFICATION, **sections: Any) -
     return study(base, privacy={"kind": kind, **NOISE}, **calm)
 
 
+PLAIN = {"optimizer": {"kind": "sgd"}, "gradient_clip": None}
+
+
+def descent(**sections: Any) -> Study:
+    """Plain SGD at the sites."""
+    return study(local=PLAIN, **sections)
+
+
 REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] = {
     "C1": (
         lambda: with_parts("update", sum_only(regulator=(marked(),)), codec_up=marked("support-own", kind="fp32")),
@@ -161,8 +169,8 @@ REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] 
         lambda: sum_only(regulator=(marked(),)),
     ),
     "C12": (
-        lambda: with_parts("local", study(federation={"server": "momentum"}), rules=(marked("client-momentum"),)),
-        lambda: with_parts("local", study(federation={"server": "sgd"}), rules=(marked("client-momentum"),)),
+        lambda: with_parts("local", descent(federation={"server": "momentum"}), rules=(marked("client-momentum"),)),
+        lambda: with_parts("local", descent(federation={"server": "sgd"}), rules=(marked("client-momentum"),)),
     ),
     "rule-twice": (
         lambda: study(local={"rules": ["fedprox", {"kind": "fedprox", "mu": 1}]}),
@@ -211,9 +219,9 @@ REFUSED_AND_ALLOWED: dict[str, tuple[Callable[[], Study], Callable[[], Study]]] 
 }
 
 
-PLAIN = {"optimizer": {"kind": "sgd"}, "gradient_clip": None}
 TRACKED = PLAIN | {"rules": ["fedcomgate"], "steps": 4}
 SPARSE = {"codec_up": "topk", "memory": "error_feedback"}
+WARMUP = {"kind": "warmup", "values": [0.2, 0.1], "rounds": 1}
 SHARED = {"kind": "seeded_mask", "shared": True}
 OWNED = {"aggregator": "masked_mean"}
 
@@ -291,8 +299,8 @@ REFUSED_AND_ALLOWED |= {
         lambda: study(update={"codec_up": "topk", "memory": "dgc"}, federation={"server": "sgd"}),
     ),
     "momentum-twice": (
-        lambda: study(update={"memory": "dgc"}, local={"rules": ["local_momentum"]}),
-        lambda: study(update={"memory": "error_feedback"}, local={"rules": ["local_momentum"]}),
+        lambda: study(update={"memory": "dgc"}, local=PLAIN | {"rules": ["local_momentum"]}),
+        lambda: study(update={"memory": "error_feedback"}, local=PLAIN | {"rules": ["local_momentum"]}),
     ),
     "C13": (
         lambda: gated(clip=1),
@@ -318,6 +326,14 @@ REFUSED_AND_ALLOWED |= {
         lambda: with_parts("federation", gated(), schedule=marked("own-weights", kind="all")),
         lambda: gated(federation={"schedule": "uniform"}),
     ),
+    "gate-public": (
+        lambda: study(update={"gate": "laq"}, federation=JUDGED, evaluation={"unseen": ["e"], "public": "e"}),
+        lambda: study(update={"gate": "laq"}, evaluation={"unseen": ["e"], "public": "e"}),
+    ),
+    "gate-compares": (
+        lambda: gated(federation={"regulator": ["median_distance"]}),
+        lambda: gated(federation={"regulator": ["norm_history"]}),
+    ),
     "gate-async": (
         lambda: with_parts("update", study(federation={"schedule": "buffered"}), gate=marked("depends-on-update")),
         lambda: study(update={"gate": "laq"}),
@@ -338,6 +354,10 @@ REFUSED_AND_ALLOWED |= {
         lambda: fair(regulator=["median_distance"]),
         lambda: fair(regulator=["norm_history"]),
     ),
+    "drfa-sparse": (
+        lambda: fair({"codec_up": "topk"}),
+        lambda: fair({"codec_up": "int8"}),
+    ),
     "drfa-changes": (
         lambda: fair({"down": "change"}),
         lambda: fair({"codec_down": "fp16"}),
@@ -355,7 +375,9 @@ REFUSED_AND_ALLOWED |= {
     ),
     "C19": (
         lambda: study(TEACHER, local=DISTILLED, update={"submodel": SHARED}),
-        lambda: study(TEACHER, local=DISTILLED, update={"submodel": SHARED | {"trains": False}}),
+        lambda: study(
+            TEACHER, local=DISTILLED, update={"submodel": SHARED | {"trains": False}, "memory": "error_feedback"}
+        ),
     ),
     "stream": (
         lambda: study(local={"rules": ["glfc"]}),
@@ -368,6 +390,10 @@ REFUSED_AND_ALLOWED |= {
     "dp-stream": (
         lambda: private("local", local={"plan": "class_stream"}),
         lambda: private("site", local={"plan": "class_stream"}),
+    ),
+    "stream-async": (
+        lambda: study(local={"plan": "class_stream"}, federation={"schedule": "buffered"}),
+        lambda: study(local={"plan": "class_stream"}),
     ),
     "C20": (
         lambda: private("site", local={"plan": "ring"}),
@@ -428,6 +454,22 @@ REFUSED_AND_ALLOWED |= {
     "tracker-gate": (
         lambda: tracked(update={"gate": "laq"}),
         lambda: study(local=TRACKED | {"rules": ["fedprox"]}, update={"gate": "laq"}),
+    ),
+    "tracker-memory": (
+        lambda: tracked(update={"codec_up": "int8", "memory": "dgc"}),
+        lambda: tracked(update={"codec_up": "int8", "memory": "error_feedback"}),
+    ),
+    "momentum-local": (
+        lambda: study(local={"rules": ["local_momentum"], "optimizer": {"kind": "sgd", "momentum": 0.9}}),
+        lambda: study(local={"rules": ["local_momentum"], "optimizer": {"kind": "sgd"}}),
+    ),
+    "submodel-memory": (
+        lambda: study(update={"submodel": "last_aggregate"}),
+        lambda: study(update={"submodel": "last_aggregate", "memory": "error_feedback"}),
+    ),
+    "down-moving": (
+        lambda: study(update={"down": "change", "codec_down": {"kind": "topk", "density": WARMUP}}),
+        lambda: study(update={"down": "change", "codec_down": {"kind": "topk", "density": 0.1}}),
     ),
     "tracker-privacy": (
         lambda: private("site", local=TRACKED),

@@ -80,8 +80,9 @@ class Exact:
         for site in news:
             self.counted[site] = self.number
         if self.stand_in is not None:
-            total: Any = sum(news.values()) / len(self.sites) if news else None
-            change = self.stand_in.complete(self.model, total, {str(site): 1 / len(self.sites) for site in news})
+            total: Any = sum(news.values()) if news else None
+            senders = {str(site): 1.0 for site in news}
+            change = self.stand_in.complete(self.model, total, self.number, senders, len(self.sites))
             self.model = self.model if change is None else self.model + change
         elif news:
             self.model = self.model + sum(news.values()) / len(news)

@@ -1,5 +1,7 @@
 """What a site does not take from its coordinator: another plan, another clip, a study that its policy refuses."""
 
+import base64
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import Runner, simulate
 from medfl.errors import InputError, MedflError, RunError, StudyError
 from medfl.learning.disclosure import Disclosure
-from medfl.learning.messages import Beginning, SiteFailure, TrainOrder
+from medfl.learning.messages import Beginning, SiteFailure, TrainOrder, TrainReply
 from medfl.learning.randomness import generator
 from medfl.privacy.grid import Grid
 from medfl.privacy.ledger.memory import MemoryLedger
@@ -20,8 +22,12 @@ from medfl.privacy.mechanisms.patient import PatientNoise, PatientNoiseConfig
 from medfl.site.memory import DiskMemory
 from medfl.study.build import build_codec_down
 from medfl.study.sources import assign_cases
+from medfl.transport.door import SiteDoor
 from medfl.transport.host import SiteHost
 from medfl.update.base import Update
+from medfl.update.codecs.indices import pack_indices
+from medfl.update.submodels.base import Choice
+from medfl.update.submodels.last_aggregate import LastAggregateChooser
 
 PRIVATE = (
     "privacy={kind: patient, noise_multiplier: 1, delta: 1e-5, sampling_rate: 0.5, accept_low_utility: true}",
@@ -126,3 +132,73 @@ def test_all_updates_refused_is_a_round_like_any_other(tiny: Any, tmp_path: Path
     refused = "federation.regulator=[{kind: norm_limit, limit: 1e-9}]"
     summary = simulate(tiny.inputs(*strict, refused), tmp_path / "run", Observer(), workers=1)
     assert summary["regulator"]["outcomes"] == {"refuse": 3} and summary["privacy"]["releases"] == 1
+
+
+def begun(tiny: Any, *overrides: str) -> tuple[SiteHost, Any]:
+    """Sites that take part in a run over the clear channel, and the model as it is sent."""
+    inputs = tiny.inputs(*overrides)
+    host = SiteHost(inputs, assign_cases(inputs).cases)
+    infos = host.open()
+    host.begin(Beginning("run1", {info.name: info.identity for info in infos}))
+    vector, _ = host.initial_model()
+    return host, build_codec_down(inputs.study).encode(Update(vector, vector.size), generator(0, "test"))
+
+
+ASKED = {"local.learning_rate": 0.01, "local.epochs": 2, "fedprox.mu": 0.1}
+
+
+def test_an_order_alone_gets_no_snapshot_and_no_gradient_of_one_batch(tiny: Any) -> None:
+    host, model = begun(tiny)
+    plain, _ = host.train(TrainOrder("east", 1, ASKED), model)
+    asked, _ = host.train(TrainOrder("east", 1, ASKED | {"local.snapshot": 0.5, "local.steps": 1}), model)
+    assert isinstance(plain, TrainReply) and isinstance(asked, TrainReply)
+    assert asked.snapshot is None and asked.steps == plain.steps > 1
+    host, model = begun(tiny, "local.steps=1", "federation.schedule=drfa")
+    meant, _ = host.train(TrainOrder("east", 1, ASKED | {"local.snapshot": 0.5, "local.steps": 1}), model)
+    assert isinstance(meant, TrainReply) and meant.snapshot is not None and meant.steps == 1
+
+
+def test_nothing_leaves_beside_a_sum_that_is_sealed(tiny: Any) -> None:
+    """Also where a study that no rule may let through got this far."""
+    host, model = begun(tiny, "update.channel=masks", "update.clip=5")
+    door = host._doors["east"]
+    sealed = TrainReply("east", 1, None, 1, 1, 1, 1.0, 1.0)
+    with pytest.raises(RunError, match="beside the sum that is sealed"):
+        door.seal(replace(sealed, notice=b"mask"))
+    with pytest.raises(RunError, match="beside the sum that is sealed"):
+        door.seal(replace(sealed, snapshot=model))
+
+
+def test_metrics_on_training_images_are_for_schedules_that_read_losses(tiny: Any) -> None:
+    host, model = begun(tiny)
+    with pytest.raises(RunError, match="metrics on its training images"):
+        host.evaluate("east", "train", model)
+    host, model = begun(tiny, "federation.schedule=drfa")
+    assert host.evaluate("east", "train", model)["loss"][1] > 0
+
+
+def test_metrics_that_the_study_withholds_do_not_leave(tiny: Any) -> None:
+    noise = "epsilon: 2, delta: 1e-5, accept_low_utility: true, site_metrics: withheld"
+    inputs = tiny.inputs(f"privacy={{kind: site, {noise}}}")
+    with pytest.raises(RunError, match="metrics that the study withholds"):
+        SiteDoor("east", inputs).may_evaluate("val")
+    SiteDoor("north", inputs).may_evaluate("test")
+
+
+def test_a_site_sums_only_what_all_sites_sum(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that names other places to one site would have that site's values, alone, in the sum."""
+    real = LastAggregateChooser.choose
+
+    def unfair(self: LastAggregateChooser, site: str, round_: int, rng: np.random.Generator) -> Choice:
+        fair = real(self, site, round_, rng)
+        if site != "west":
+            return fair
+        places = pack_indices(np.arange(self.submodel.count))
+        return Choice(site, round_, {"places": base64.b64encode(places).decode()})
+
+    monkeypatch.setattr(LastAggregateChooser, "choose", unfair)
+    study = ("update.submodel={kind: last_aggregate, share: 0.1}", "update.memory=error_feedback")
+    sums = ("update.channel=masks", "update.clip=5", "stop.rounds=1")
+    simulate(tiny.inputs(*study, *sums), tmp_path / "run", Observer(), workers=1)
+    (record,) = map(json.loads, (tmp_path / "run" / "rounds.jsonl").read_text().splitlines())
+    assert "another part of the vector" in record["failed"]["west"]

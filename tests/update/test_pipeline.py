@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,7 +159,7 @@ def test_the_order_of_the_way_up() -> None:
     way = UploadPipeline(Gate(nothing), Noted(nothing), Code(nothing))
     delta = np.arange(SIZE, dtype=np.float32)
     odd = np.arange(1, SIZE, 2)
-    payload = way.run(delta, replace(upload(1), sends=odd), {}, RNG)
+    payload = way.run(delta, replace(upload(1), sends=odd, trains=odd), {}, RNG)
     assert calls == ["news 20", "before", "encode", "gate 20", "after 40", "gate after"]
     assert payload is not None
     np.testing.assert_array_equal(way.codec.decode(payload, odd.size).dense(), delta[odd])
@@ -167,13 +168,17 @@ def test_the_order_of_the_way_up() -> None:
     assert calls == ["news 40", "before", "encode", "gate 40"]
 
 
-def test_a_memory_keeps_what_lies_outside_the_part_that_is_sent() -> None:
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_memory_keeps_what_trained_outside_the_part_that_is_sent(trains: bool) -> None:
     state: SiteState = {}
-    way, delta, odd = pipeline(error_feedback()), np.full(SIZE, 3.25, np.float32), np.arange(1, SIZE, 2)
-    payload = way.run(delta, replace(upload(1), sends=odd), state, RNG)
+    way, odd, even = pipeline(error_feedback()), np.arange(1, SIZE, 2), np.arange(0, SIZE, 2)
+    first = replace(upload(1), sends=odd, trains=odd if trains else None)
+    payload = way.run(np.full(SIZE, 3.25, np.float32), first, state, RNG)
     assert payload is not None and payload.size == odd.size
-    assert not state["memory.residual"][::2].any(), "what did not train has nothing to remember"
-    assert state["memory.residual"][1::2].tolist() == [0.25] * odd.size
-    even = way.run(np.zeros(SIZE, np.float32), replace(upload(2), sends=np.arange(0, SIZE, 2)), state, RNG)
-    assert even is not None
-    assert state["memory.residual"][1::2].tolist() == [0.25] * odd.size, "it waits until it is sent again"
+    assert state["memory.residual"][odd].tolist() == [0.25] * odd.size
+    assert state["memory.residual"][even].tolist() == [0.0 if trains else 3.25] * even.size
+    second = replace(upload(2), sends=even, trains=even if trains else None)
+    payload = way.run(np.zeros(SIZE, np.float32), second, state, RNG)
+    assert payload is not None
+    assert way.codec.decode(payload, even.size).dense().tolist() == [0.0 if trains else 3.0] * even.size
+    assert state["memory.residual"][odd].tolist() == [0.25] * odd.size, "it waits until it is sent"

@@ -596,3 +596,13 @@ def test_with_a_memory_every_coordinate_is_sent_in_time() -> None:
 def test_places_that_are_none_are_refused(content: dict[str, Any]) -> None:
     with pytest.raises(RunError):
         submodel("last_aggregate", share=0.25).coordinates(Choice("x", 1, content))
+
+
+@pytest.mark.parametrize("mode", ["multi", "single"])
+def test_losses_that_are_none_move_no_scores(mode: str) -> None:
+    chooser = submodel("afd", drop=0.5, mode=mode).chooser()
+    for round_, loss in enumerate((1.0, -1e308, 1.7e308, float("nan")), 1):
+        for site in ("x", "y"):
+            chooser.choose(site, round_, rng())
+        chooser.learn(round_, {"x": loss, "y": loss})
+    assert all(course.scores.tolist() == [1.0] * UNITS.count for course in chooser._courses.values())

@@ -28,6 +28,8 @@ from medfl.learning.messages import SNAPSHOT
 from medfl.plugins import PluginConfig
 
 Weights = npt.NDArray[np.float64]
+_MOST = 10.0
+"""Times the median of the told losses: what a site's loss counts at most."""
 
 
 class DrfaConfig(PluginConfig):
@@ -82,6 +84,9 @@ class Drfa(Schedule):
         told = {name: loss for name, loss in losses.items() if name in self.weights and np.isfinite(loss)}
         if not told or not steps:
             return
+        # a loss is a site's own word: above this it would take all of lambda at once
+        most = _MOST * float(np.median(list(told.values())))
+        told = {name: min(loss, most) for name, loss in told.items()}
         gradient = np.array([told.get(name, 0.0) for name in names]) * (sites / len(told))
         moved = np.array([self.weights[name] for name in names]) + steps * self.config.gamma * gradient
         pull = self.config.gamma * steps * self.config.prox
@@ -96,6 +101,8 @@ class Drfa(Schedule):
 
 def projected(point: Weights) -> Weights:
     """The nearest point of the simplex (Duchi et al. 2008)."""
+    # its largest value decides nothing, and far from zero ones would be lost beside it
+    point = point - point.max()
     ordered = np.sort(point)[::-1]
     over = (np.cumsum(ordered) - 1) / np.arange(1, len(point) + 1)
     shift = over[np.nonzero(ordered > over)[0][-1]]

@@ -11,11 +11,11 @@ The data come from the data plan `class_stream`. At the end of each round the si
 classes by herding (`memory` in all, equally many a class; variants made by augmentation count as samples). When the
 task switches, its classes become old, and the best global model so far becomes the old model. With `detect: plan` the
 plan announces switches. With `detect: entropy` the site finds them: the received model's mean prediction entropy on
-new samples rises by more than `rise` * ln(classes) since the site's last round.
+new samples rises by more than `rise` * ln(classes) since the site's last round; before the next one it must fall.
 
 The network has the outputs of all classes from the start and nothing is masked: those still to come are trained
-towards 0, as any class that a sample is not of. Class balance of the task (`task.class_balance`) is not applied: w_i
-is in its place.
+towards 0, as any class that a sample is not of (so entropy rises less than in a head that grows). Class balance of the
+task (`task.class_balance`) is not applied: w_i is in its place.
 
 Differs from the paper: no proxy server. There, sites send gradients of perturbed prototypes of their new classes, from
 which the coordinator rebuilds images to choose the best old model; the label of such a gradient can be read off its
@@ -49,7 +49,7 @@ class GlfcConfig(PluginConfig):
     distillation: float = Field(0.5, ge=0, le=1, description="weight of L_RD")
     detect: Literal["plan", "entropy"] = Field("plan", description="who tells a site that the task switched")
     rise: float = Field(
-        0.26, gt=0, description="with detect: entropy, in units of ln(classes); 0.26 is 1.2 for 100 classes"
+        0.1, gt=0, description="with detect: entropy, in units of ln(classes); the paper's 1.2 for 100 classes is 0.26"
     )
 
     def traits(self) -> frozenset[str]:
@@ -79,9 +79,11 @@ class Glfc(LocalRule):
         if self.config.detect == "plan":
             return before is not None and bool(before != stage)
         entropy = mean_entropy(outputs(context, _fresh(context)))
-        last, state[_ENTROPY] = state.get(_ENTROPY), np.array([entropy])
-        limit = self.config.rise * np.log(len(context.task.config.classes))
-        return last is not None and bool(entropy - last[0] > limit)
+        last, waits = state.get(_ENTROPY, np.array([entropy, 0.0]))
+        rose = entropy - last > self.config.rise * np.log(len(context.task.config.classes))
+        # it may go on rising in the new task's first rounds, which is the same switch
+        state[_ENTROPY] = np.array([entropy, float(rose or (waits and entropy >= last))])
+        return bool(rose and not waits)
 
     def _best(self, context: LocalContext) -> Any:
         """Of the model received and the best one before it, that with the lower loss on the site's exemplars."""

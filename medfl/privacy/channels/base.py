@@ -14,6 +14,8 @@ no network. What is summed are the int32 vectors of the codec `grid`, so that ev
 bit. Keys and masks come from the system's cryptographic generator, never from the study's seed.
 """
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,11 +50,17 @@ class Message:
 Exchange = Callable[[str, Mapping[str, Message]], dict[str, Message]]
 
 
+def part_digest(part: Mapping[str, Any]) -> str:
+    """SHA-256, as hex, of the part of the vector that an order names; "" for all of it."""
+    return hashlib.sha256(json.dumps(dict(part), sort_keys=True).encode()).hexdigest() if part else ""
+
+
 @dataclass(frozen=True, slots=True)
 class RoundContext:
     """What every blob of a round is bound to. attempt counts retries of a round from 1: a retry is a fresh round to the
     cryptography. cohort: sites in combining order. size: values of the vector. limit: no coordinate of the sum, noise
-    included, is larger in absolute value. minimum: sites without which the sum is not opened."""
+    included, is larger in absolute value. minimum: sites without which the sum is not opened. part: `part_digest` of
+    what the sites' orders say of the coordinates that are summed: the same for all, or a sum would be of one site's."""
 
     run: str
     round: int
@@ -61,6 +69,12 @@ class RoundContext:
     size: int
     limit: int
     minimum: int = MINIMUM_SITES
+    part: str = ""
+
+    def agrees(self, part: str, where: str) -> None:
+        """RunError when a site's order names another part of the vector than the round was agreed on."""
+        if part != self.part:
+            raise RunError.at(where, "was sent another part of the vector than the sites agreed on", "nothing was sent")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,6 +85,7 @@ class RoundContext:
             "size": self.size,
             "limit": self.limit,
             "minimum": self.minimum,
+            "part": self.part,
         }
 
     @classmethod
@@ -78,7 +93,8 @@ class RoundContext:
         """The context of a received message, other keys ignored; RunError when it is not one."""
         try:
             numbers = {name: int(header[name]) for name in ("round", "attempt", "size", "limit", "minimum")}
-            return cls(run=str(header["run"]), cohort=tuple(str(site) for site in header["cohort"]), **numbers)
+            cohort = tuple(str(site) for site in header["cohort"])
+            return cls(run=str(header["run"]), cohort=cohort, part=str(header["part"]), **numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError.at("message", f"does not say which round it is of: {error!r}") from error
 
@@ -117,8 +133,9 @@ class SiteEnd(ABC):
         """This site's answer in the protocol; RunError when the coordinator asks for what must not be given."""
 
     @abstractmethod
-    def seal(self, round_: int, payload: Payload) -> Payload:
-        """The payload as it may leave; at most one a round and attempt under a sum-only channel."""
+    def seal(self, round_: int, payload: Payload, part: str = "") -> Payload:
+        """The payload as it may leave; at most one a round and attempt under a sum-only channel. part: as in the
+        round's context. RunError when it is another."""
 
 
 class Identity(ABC):

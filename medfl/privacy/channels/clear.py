@@ -82,7 +82,7 @@ class ClearSite(SiteEnd):
         self._guard(context, tuple(message.header["survivors"]))
         return Message({"agreed": True})
 
-    def seal(self, round_: int, payload: Payload) -> Payload:
+    def seal(self, round_: int, payload: Payload, part: str = "") -> Payload:
         return payload
 
 

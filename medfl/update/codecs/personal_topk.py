@@ -42,6 +42,9 @@ class PersonalTopKConfig(SparseConfig):
     values: Precision = Field("fp16", description="how the kept values travel; int8 has a scale a block of 256")
     floor: float = Field(0.0, ge=0, le=1, description="share of every tensor's values that travels at least")
 
+    def traits(self) -> frozenset[str]:
+        return super().traits() | ({"by-tensor"} if self.floor else set())
+
 
 class PersonalTopK(SparseCodec):
     Config = PersonalTopKConfig

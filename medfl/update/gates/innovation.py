@@ -51,7 +51,7 @@ class Innovation(MirroredGate):
         threshold = float(state.get(_THRESHOLD, np.array([norm]))[0])
         # written so that a norm that is not a number is sent: the coordinator refuses it
         send = upload.counted == 0 or not norm < threshold
-        if math.isfinite(norm):
+        if math.isfinite(norm) and threshold:
             state[_THRESHOLD] = np.array([threshold * math.exp(self.config.gain * (send - self.config.rate))])
         return send
 
@@ -60,33 +60,42 @@ class Innovation(MirroredGate):
 
 
 class Expectations(SumOfMirrors):
-    """V = sum_k share_k exp(-decay age_k) (m_k - x), moved along as the model moves and ages."""
+    """V = sum_k n_k exp(-decay age_k) (m_k - x), moved along as the model moves and the rounds go by."""
 
     def __init__(self, decay: float) -> None:
         super().__init__()
-        self._fade = math.exp(-decay)
+        self._decay = decay
         self._faded: dict[str, float] = {}
+        self._round = 0
         self._model: FloatVector | None = None
 
-    def advance(self, total: FloatVector, model: FloatVector) -> None:
+    def advance(self, total: FloatVector, model: FloatVector, round_: int) -> None:
+        fade = math.exp(-self._decay * (round_ - self._round))
         if self._model is not None:
             moved = model - self._model
             moved *= np.float32(sum(self.known[site] * faded for site, faded in self._faded.items()))
             total -= moved
-            total *= np.float32(self._fade)
-        self._faded = {site: faded * self._fade for site, faded in self._faded.items()}
-        self._model = model.copy()
+            total *= np.float32(fade)
+        self._faded = {site: faded * fade for site, faded in self._faded.items()}
+        self._model, self._round = model.copy(), round_
 
-    def complete(self, model: FloatVector, news: FloatVector | None, shares: Mapping[str, float]) -> FloatVector | None:
-        change = super().complete(model, news, shares)
-        self._faded |= dict.fromkeys(shares, 1.0)
+    def complete(
+        self, model: FloatVector, news: FloatVector | None, round_: int, senders: Mapping[str, float], total: float
+    ) -> FloatVector | None:
+        change = super().complete(model, news, round_, senders, total)
+        self._faded |= dict.fromkeys(senders, 1.0)
         return change
+
+    def forget(self) -> None:
+        super().forget()
+        self._faded, self._model = {}, None
 
     def state(self) -> tuple[dict[str, Any], dict[str, FloatVector]]:
         plain, arrays = super().state()
-        return {**plain, "faded": dict(self._faded)}, arrays | ({} if self._model is None else {"model": self._model})
+        plain |= {"faded": dict(self._faded), "round": self._round}
+        return plain, arrays | ({} if self._model is None else {"model": self._model})
 
     def restore(self, plain: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:
         super().restore(plain, arrays)
-        self._faded = dict(plain["faded"])
+        self._faded, self._round = dict(plain["faded"]), plain["round"]
         self._model = np.array(arrays["model"]) if "model" in arrays else None

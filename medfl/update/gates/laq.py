@@ -21,7 +21,8 @@ from medfl.update.base import Update, Upload
 from medfl.update.gates.mirror import MirroredGate, SumOfMirrors
 from medfl.update.memories.base import SiteState
 
-_MODEL, _MOVES, _ERROR, _SILENT = "gate.model", "gate.moves", "gate.error", "gate.silent"
+_MODEL, _MOVES = "gate.model", "gate.moves"
+_ERROR, _SENT, _SILENT = "gate.error", "gate.sent", "gate.silent"
 
 
 class LaqConfig(PluginConfig):
@@ -50,8 +51,16 @@ class Laq(MirroredGate):
         if not first and coded.norm() ** 2 <= limit and silent < self.config.longest:
             state[_SILENT] = np.array([silent + 1.0])
             return False
-        state[_SILENT], state[_ERROR] = np.zeros(1), np.array([error])
+        state[_SENT] = np.array([error])
         return True
+
+    def settled(self, counted: bool, state: SiteState) -> None:
+        error = state.pop(_SENT, np.zeros(1))
+        if counted:
+            state[_SILENT], state[_ERROR] = np.zeros(1), error
+        else:
+            # the coordinator has an older picture than it was meant to have
+            state[_SILENT] = np.array([float(self.config.longest)])
 
     def _moves(self, upload: Upload, state: SiteState) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Squared movements of the model [history], the newest first."""

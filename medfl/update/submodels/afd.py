@@ -34,6 +34,7 @@ from medfl.update.submodels.bits import packed, unpacked
 from medfl.update.submodels.units import Units
 
 _COHORT = ""
+_MOST = 1e30
 
 
 class AfdConfig(PluginConfig):
@@ -92,6 +93,11 @@ class Afd(SubModel):
         return AfdChooser(self)
 
 
+def _is_loss(loss: float) -> bool:
+    """A loss is a site's own word, and scores grow by how much of it is gone."""
+    return 0 <= loss < _MOST
+
+
 @dataclass
 class _Course:
     """What is known of one site, or of the cohort. scores [units]. kept: the set A [units]. round: of the last choice.
@@ -105,7 +111,7 @@ class _Course:
     reused: int = 0
 
     def learn(self, loss: float) -> None:
-        if not math.isfinite(loss):
+        if not _is_loss(loss):
             self.recorded = False
             return
         before, self.loss = self.loss, loss
@@ -134,7 +140,7 @@ class AfdChooser(Chooser):
 
     def learn(self, round_: int, losses: Mapping[str, float]) -> None:
         if self.submodel.config.mode == "single":
-            finite = [loss for loss in losses.values() if math.isfinite(loss)]
+            finite = [loss for loss in losses.values() if _is_loss(loss)]
             losses = {_COHORT: math.fsum(finite) / len(finite)} if finite else {}
         for site, loss in losses.items():
             course = self._course(site)

@@ -21,13 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from medfl.errors import RunError
+from medfl.errors import RunError, StudyError
 from medfl.plugins import PluginConfig
 from medfl.update.codecs.indices import pack_indices, unpack_indices
 from medfl.update.codecs.selection import largest
 from medfl.update.memories.base import SiteState
 from medfl.update.submodels.base import Choice, Chooser, Coordinates, Measure, Start, SubModel
 from medfl.update.vector import FloatVector
+
+_MOST = 2 * 2**20
+"""Bytes of an order's header that places may take."""
 
 
 class LastAggregateConfig(PluginConfig):
@@ -77,6 +80,12 @@ class LastAggregateChooser(Chooser):
     def choose(self, site: str, round_: int, rng: np.random.Generator) -> Choice:
         if self._told[0] != round_:
             packed = pack_indices(self._places(round_))
+            if len(packed) > _MOST:
+                raise StudyError.at(
+                    "update.submodel.share",
+                    f"names {self.submodel.count} places, which take {len(packed)} bytes of an order",
+                    "lower it, or use seeded_mask, which names none",
+                )
             self._told = round_, {"places": base64.b64encode(packed).decode()}
         return Choice(site, round_, self._told[1])
 
@@ -84,11 +93,10 @@ class LastAggregateChooser(Chooser):
         """The same for all sites of a round, whoever is asked first."""
         setup, count = self.submodel.setup, self.submodel.count
         rng = np.random.default_rng([setup.seed, zlib.crc32(b"last_aggregate"), round_])
-        chosen = np.zeros(setup.layout.size, np.bool_)
-        chosen[self._moved] = True
-        others = np.flatnonzero(~chosen)
-        chosen[rng.choice(others, count - self._moved.size, replace=False)] = True
-        return np.flatnonzero(chosen)
+        # as many again as are needed, for some are chosen already; without a permutation of the whole vector
+        drawn = np.setdiff1d(rng.choice(setup.layout.size, count, replace=False, shuffle=False), self._moved)
+        more = rng.choice(drawn, count - self._moved.size, replace=False)
+        return np.sort(np.concatenate([self._moved, more]))
 
     def down(self, choice: Choice) -> None:
         return None

@@ -89,10 +89,11 @@ class HeSite(SiteEnd):
         terms = Terms.of(message.header, self._scheme.name, self._key_kind, self._key_holder)
         return self._stages[stage](terms, message)
 
-    def seal(self, round_: int, payload: Payload) -> Payload:
+    def seal(self, round_: int, payload: Payload, part: str = "") -> Payload:
         attempt = self._attempt
         if attempt is None or attempt.terms.context.round != round_ or attempt.key is None:
             raise RunError.at(f"{self.name}, round {round_}", "has no key of this round", "agree on keys first")
+        attempt.terms.context.agrees(part, f"{self.name}, round {round_}")
         values = _values(payload, attempt.terms, self.name)
         attempt.once("seal an update", self.name)
         marks = attempt.tokens(self.name, attempt.terms.holder, attempt.holder_public, self._scheme)

@@ -77,9 +77,12 @@ def _context(value: Any) -> RoundContext:
     cohort = fields.get("cohort")
     numbers = [fields.get(name) for name in ("round", "attempt", "size", "limit", "minimum")]
     names = isinstance(cohort, list) and all(isinstance(name, str) for name in cohort)
-    if not names or not isinstance(fields.get("run"), str) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise RunError.at("message", "does not describe a round by run, round, attempt, cohort, size, limit, minimum")
-    known = {name: fields[name] for name in ("run", "round", "attempt", "size", "limit", "minimum")}
+    texts = all(isinstance(fields.get(name), str) for name in ("run", "part"))
+    if not names or not texts or not all(type(n) is int and n >= 0 for n in numbers):
+        raise RunError.at(
+            "message", "does not describe a round by run, round, attempt, cohort, size, limit, minimum, part"
+        )
+    known = {name: fields[name] for name in ("run", "round", "attempt", "size", "limit", "minimum", "part")}
     return RoundContext(cohort=tuple(cohort), **known)  # type: ignore[arg-type]
 
 

@@ -97,9 +97,10 @@ class MasksSite(SiteEnd):
             return self._open(read(OpenRequest, message, self._name)).message()
         raise RunError.at(self._name, f"was asked for {stage!r}, which is no step of the masks channel")
 
-    def seal(self, round_: int, payload: Payload) -> Payload:
+    def seal(self, round_: int, payload: Payload, part: str = "") -> Payload:
         now = self._at(SEAL, round_)
         context, name = now.context, self._name
+        context.agrees(part, self._where(context))
         words = _words(payload, context, self._where(context))
         now.next = SURVIVORS
         mask.apply(words, *self._mask_keys(now))
