@@ -1,5 +1,5 @@
-"""GLFC (algorithms' test t12): three tasks of four classes come to eight hospitals, each of which has three of the four.
-The model keeps what it learned first, and sites find by themselves when the task switched."""
+"""GLFC (algorithms' test t12): three tasks of four classes come to eight hospitals that have three of four each. The
+model keeps what it learned first, and sites find by themselves when the task switched."""
 
 from dataclasses import dataclass
 from functools import cache

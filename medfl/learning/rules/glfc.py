@@ -14,8 +14,8 @@ plan announces switches. With `detect: entropy` the site finds them: the receive
 new samples rises by more than `rise` * ln(classes) since the site's last round; before the next one it must fall.
 
 The network has the outputs of all classes from the start and nothing is masked: those still to come are trained
-towards 0, as any class that a sample is not of (so entropy rises less than in a head that grows). Class balance of the
-task (`task.class_balance`) is not applied: w_i is in its place.
+towards 0, as any class that a sample is not of. Entropy then rises less at a switch than with a head that grows, hence
+the smaller default of `rise`. Class balance of the task (`task.class_balance`) is not applied: w_i is in its place.
 
 Differs from the paper: no proxy server. There, sites send gradients of perturbed prototypes of their new classes, from
 which the coordinator rebuilds images to choose the best old model; the label of such a gradient can be read off its
