@@ -72,6 +72,14 @@ def test_two_sites_are_refused_before_anything_runs(tiny: Any, tmp_path: Path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("channel", ["masks", "he"])
+def test_cohorts_of_two_are_refused_before_anything_runs(tiny: Any, tmp_path: Path, channel: str) -> None:
+    drawn = f"update.channel={channel}", "federation.schedule=uniform"
+    with pytest.raises(StudyError, match=f"draws 2 of 3 sites a round, and {channel} opens no sum of fewer than 3"):
+        simulate(tiny.inputs(*SUM, *drawn), tmp_path / "run", Observer(), workers=1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_opened_sum_is_used_once_after_a_kill(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies between opening and commit goes on with the sum that it persisted."""
     from medfl.coordinator.journal import Journal

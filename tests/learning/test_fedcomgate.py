@@ -125,3 +125,18 @@ def test_what_did_not_count_moves_no_tracker() -> None:
     made.federation.parts = federation_parts(RATE, 10, server=plugin(SERVER_STEPS, "sgd"))
     made.round()
     assert "fedcomgate.delta" in made.states["s3"]
+
+
+def test_momentum_comes_before_the_tracker() -> None:
+    momentum: LocalRule = plugin(RULES, "local_momentum", beta=0.9)
+    assert error([momentum, gate()]) < 1e-12
+    with np.errstate(all="ignore"):
+        assert not error([gate(), momentum]) < 1e12
+
+
+def test_a_rate_that_came_down_to_zero_teaches_the_tracker_nothing() -> None:
+    data = [Rows(rows.features, rows.targets) for rows in SITES[:3]]
+    parts = federation_parts(rate=0.0)
+    federated = Federated(LeastSquares(20), [site(f"s{n}", rows) for n, rows in enumerate(data)], parts, rules=[gate()])
+    outcomes = federated.run(3)
+    assert all(outcome.moved for outcome in outcomes) and not federated.model.any()

@@ -16,9 +16,12 @@ from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import Runner
 from medfl.data.base import Array, Case, SampleInfo, SiteData
 from medfl.data.plans.base import PLANS
+from medfl.errors import StudyError
 from medfl.learning.executor import SiteExecutor
 from medfl.study.build import build_local
+from medfl.study.load import study_from_json
 from medfl.study.model import Study
+from medfl.study.rules import conflicts
 from medfl.study.sources import Assignment, RunInputs
 from medfl.transport import host
 from medfl.transport.in_process import InProcess
@@ -87,13 +90,30 @@ def cases_of(study: Study) -> dict[str, tuple[Case, ...]]:
 
 @dataclass(frozen=True)
 class Played:
-    """A run: the records of its rounds, the loss on all training images before and after, and the model [size]."""
+    """A run: the records of its rounds, the loss on all training images before and after, and the model [size].
+    streams: whether classes came and went, so that the loss on all of them may rise without anything being wrong."""
 
     records: list[dict[str, Any]]
     start: float
     loss: float
     initial: npt.NDArray[np.float32]
     model: npt.NDArray[np.float32]
+    streams: bool
+
+    def wrong(self) -> str:
+        """What is wrong with it: a round that was not made, a site that failed, a model that is worse than none."""
+        for record in self.records:
+            told = record["void"] or record["failed"] or ("" if record["moved"] else "the model did not move")
+            if told:
+                return f"round {record['round']}: {told}"
+        limit = (2 if self.streams else 1.1) * self.start + 0.02
+        if not np.isfinite(self.model).all() or not self.loss <= limit:
+            return f"the loss went from {self.start:.4g} to {self.loss:.4g}"
+        return ""
+
+
+class Refused(Exception):
+    """A study that the rules, or a look at the sites before the first round, refused: with reasons."""
 
 
 class Stage:
@@ -102,6 +122,7 @@ class Stage:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self._count = folder, 0
         self._data: dict[tuple[str, tuple[str, ...], bool], SiteData] = {}
+        self._executors: dict[str, SiteExecutor] = {}
         patch.setattr(host, "load_site_data", self._load)
         # the same numbers on a CPU, without a look for other devices at each call
         patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
@@ -115,8 +136,28 @@ class Stage:
             self._data[known] = SiteData(site, splits)
         return self._data[known]
 
-    def play(self, study: Study) -> Played:
-        """All rounds of a study; whatever goes wrong is raised."""
+    def play(self, written: Mapping[str, Any], rules: bool = True) -> Played:
+        """All rounds of a study; Refused, or whatever goes wrong. rules: whether the rules have a say."""
+        try:
+            study = study_from_json(written)
+        except StudyError as error:
+            raise Refused(str(error)) from error
+        faults = list(conflicts(study)) if rules else []
+        if faults:
+            assert all(fault.what and fault.remedy for fault in faults)
+            raise Refused(str(StudyError(*faults)))
+        return self._play(study)
+
+    def trouble(self, written: Mapping[str, Any], rules: bool = True) -> str:
+        """What goes wrong with a study that is not refused; "" when nothing does."""
+        try:
+            return self.play(written, rules).wrong()
+        except Refused:
+            return ""
+        except Exception as error:  # whatever it is, it is what the test is about
+            return f"{type(error).__name__}: {error}"
+
+    def _play(self, study: Study) -> Played:
         self._count += 1
         out = self.folder / str(self._count)
         inputs = RunInputs(study=study, cache=self.folder, ledgers=self.folder / f"ledgers{self._count}")
@@ -124,19 +165,24 @@ class Stage:
         transport = InProcess(inputs, cases)
         runner = Runner(inputs, out, transport, Assignment(cases, frozenset({PUBLIC})), Observer())
         try:
-            runner.start()
+            try:
+                runner.start()
+            except StudyError as error:
+                raise Refused(str(error)) from error
             initial = runner._federation.model.copy()
-            records = []
-            for _ in range(study.stop.rounds):
-                records.append(runner._round())
+            records = [runner._round() for _ in range(study.stop.rounds)]
         finally:
             runner.close()
         measure = self._measure(inputs, cases)
         model = runner._federation.model
-        return Played(records, measure(initial), measure(model), initial, model.copy())
+        streams = "streams-classes" in study.local.plan.traits()
+        return Played(records, measure(initial), measure(model), initial, model.copy(), streams)
 
     def _measure(self, inputs: RunInputs, cases: Mapping[str, Sequence[Case]]) -> Any:
-        executor = SiteExecutor(build_local(inputs.study), torch.device("cpu"))
+        study = inputs.study
+        if study.task.kind not in self._executors:
+            self._executors[study.task.kind] = SiteExecutor(build_local(study), torch.device("cpu"))
+        executor = self._executors[study.task.kind]
         trains = [self._load(inputs, site, cases[site]).splits["train"] for site in TRAINING]
 
         def loss(model: npt.NDArray[np.float32]) -> float:

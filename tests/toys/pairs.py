@@ -3,7 +3,7 @@
 A plug-in that is new is in the pairs by itself; one that has settings without defaults needs a line in `SETTINGS`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from medfl.hyperparameters.base import HYPERPARAMETERS
 from medfl.plugins import PluginPoint
 from medfl.study import model as study_model
-from toys.combined import PUBLIC
+from toys.combined import PUBLIC, Stage
 
 Changes = Mapping[str, Any]
 """Keys of a study by dotted path, and what stands there."""
@@ -48,11 +48,15 @@ BASE: Changes = {
 STEPS = {"local.steps": 2}
 PARTS = {"federation.aggregator": "masked_mean"}
 BOUND = {"update.clip": 5.0}
-NOISE = {"noise_multiplier": 0.02, "delta": 1e-5, "clip": 5.0, "accept_low_utility": True}
+NOISE = {"noise_multiplier": 0.01, "delta": 1e-5, "clip": 0.5, "accept_low_utility": True}
 
+SPARSE: Mapping[str, Changes] = {
+    kind: {"density": 0.3} for kind in ("topk", "personal_topk", "random_k", "stc", "sparse_binary")
+}
 SETTINGS: Mapping[str, Mapping[str, Changes]] = {
     "plan": {"class_stream": {"rounds_per_task": 2}},
-    "codec_up": {kind: {"density": 0.3} for kind in ("topk", "personal_topk", "random_k", "stc", "sparse_binary")},
+    "codec_up": SPARSE,
+    "change": {**SPARSE, "random_k": {"density": 0.3, "scaled": False}},
     "memory": {"dgc": {"momentum": 0.5}},
     "submodel": {"afd": {"drop": 0.5}, "seeded_mask": {"share": 0.5}},
     "schedule": {"drfa": {"sites": 3}},
@@ -135,9 +139,12 @@ VARIANTS = (
         "rules", "fedprox-adaptive", {"local.rules": [{"kind": "fedprox", "mu": {"kind": "adaptive_mu", "start": 0.1}}]}
     ),
     Setting("codec_up", "int8-stochastic", {"update.codec_up": {"kind": "int8", "rounding": "stochastic"}}),
+    Setting(
+        "codec_up", "random_k-contracting", {"update.codec_up": {"kind": "random_k", "density": 0.3, "scaled": False}}
+    ),
     Setting("clip", "5", BOUND),
     Setting("steps", "2", STEPS),
-    Setting("optimizer", "adam", {"local.optimizer": {"kind": "adam"}, "local.learning_rate": 0.01}),
+    Setting("optimizer", "adam", {"local.optimizer": {"kind": "adam"}}, {"local.learning_rate": 0.01}),
 )
 
 
@@ -171,17 +178,30 @@ LEFT_OUT = {
 
 
 def _setting(point: str, key: str, kind: str) -> Setting:
-    config = {"kind": kind, **SETTINGS.get("codec_up" if point == "change" else point, {}).get(kind, {})}
+    config = {"kind": kind, **SETTINGS.get(point, {}).get(kind, {})}
     changes: dict[str, Any] = {key: [config] if point in ("rules", "regulator") else config}
     if point == "change":
         changes["update.down"] = "change"
     return Setting(point, kind, changes, NEEDS.get(f"{point}={kind}", {}))
 
 
-def pairs() -> Iterator[tuple[Setting, Setting]]:
-    for one, other in combinations(settings(), 2):
-        if one.point != other.point:
-            yield one, other
+def pairs(chosen: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
+    """All pairs of settings of different points."""
+    return [(one, other) for one, other in combinations(chosen, 2) if apart(one, other)]
+
+
+def apart(one: Setting, other: Setting) -> bool:
+    """Whether a study can have both."""
+    return one.point != other.point and not one.changes.keys() & other.changes.keys()
+
+
+def troubles(stage: Stage, chosen: Sequence[Setting], number: int) -> dict[str, str]:
+    """What goes wrong with the pairs of one setting and those after it."""
+    one, found = chosen[number], {}
+    for other in chosen[number + 1 :]:
+        if apart(one, other) and (trouble := stage.trouble(written(one, other))):
+            found[str(other)] = trouble
+    return found
 
 
 def written(*chosen: Setting) -> dict[str, Any]:
@@ -199,3 +219,39 @@ def written(*chosen: Setting) -> dict[str, Any]:
             place = place.setdefault(section, {})
         place[last] = value
     return made
+
+
+def neutral() -> list[Setting]:
+    """Settings that change nothing but the last digits of the base study's model: what they do is lossless here."""
+    whole = {"density": 1, "values": "fp32"}
+    chosen: list[tuple[str, str, Changes]] = [
+        ("plan", "ring of none", {"local.plan": {"kind": "ring", "redundancy": 0}}),
+        ("rules", "fedprox 0", {"local.rules": [{"kind": "fedprox", "mu": 0}]}),
+        ("rules", "local_momentum 0", {"local.rules": [{"kind": "local_momentum", "beta": 0}]}),
+        ("submodel", "seeded_mask of all", {"update.submodel": {"kind": "seeded_mask", "share": 1, "shared": True}}),
+        ("submodel", "last_aggregate of all", {"update.submodel": {"kind": "last_aggregate", "share": 1}}),
+        ("memory", "error_feedback", {"update.memory": "error_feedback"}),
+        ("memory", "dgc 0", {"update.memory": {"kind": "dgc", "momentum": 0}}),
+        ("codec_up", "fp16", {"update.codec_up": "fp16"}),
+        *(("codec_up", f"{kind} of all", {"update.codec_up": {"kind": kind} | whole}) for kind in ("topk", "random_k")),
+        ("codec_up", "powersgd of all", {"update.codec_up": {"kind": "powersgd", "rank": 64}}),
+        ("codec_down", "fp16", {"update.codec_down": "fp16"}),
+        ("codec_down", "changes", {"update.down": "change"}),
+        ("codec_down", "topk of all changes", {"update.codec_down": {"kind": "topk"} | whole, "update.down": "change"}),
+        ("channel", "sum", BOUND),
+        ("channel", "masks", {"update.channel": "masks"} | BOUND),
+        ("channel", "he", {"update.channel": "he"} | BOUND),
+        ("schedule", "uniform of all", {"federation.schedule": {"kind": "uniform", "fraction": 1}}),
+        ("regulator", "norm_limit", {"federation.regulator": [{"kind": "norm_limit", "limit": 100}]}),
+        (
+            "regulator",
+            "norm_history",
+            {"federation.regulator": [{"kind": "norm_history", "factor": 100, "first": 100}]},
+        ),
+        ("aggregator", "masked_mean", {"federation.aggregator": "masked_mean"}),
+        ("server", "momentum 0", {"federation.server": {"kind": "momentum", "beta": 0}}),
+        ("steps", "2", STEPS),
+        ("epochs", "cosine at 1", {"local.epochs": {"kind": "cosine", "start": 1, "end": 1, "rounds": 4}}),
+        ("rate", "cosine at 0.2", {"local.learning_rate": {"kind": "cosine", "start": 0.2, "end": 0.2, "rounds": 4}}),
+    ]
+    return [Setting(point, name, changes) for point, name, changes in chosen]

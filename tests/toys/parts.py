@@ -38,9 +38,7 @@ def plugin(point: PluginPoint, kind: str, **settings: Any) -> Any:
 
 
 def pipeline(codec: str = "fp32", memory: str = "none", gate: str = "always") -> UploadPipeline:
-    return UploadPipeline(
-        plugin(GATES, gate), plugin(MEMORIES, memory), plugin(CODECS, codec)
-    )
+    return UploadPipeline(plugin(GATES, gate), plugin(MEMORIES, memory), plugin(CODECS, codec))
 
 
 def local_parts(task: Task, **changes: Any) -> LocalParts:
