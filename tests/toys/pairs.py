@@ -48,6 +48,7 @@ BASE: Changes = {
 STEPS = {"local.steps": 2}
 PARTS = {"federation.aggregator": "masked_mean"}
 BOUND = {"update.clip": 5.0}
+REMEMBERED = {"update.memory": "error_feedback"}
 NOISE = {"noise_multiplier": 0.01, "delta": 1e-5, "clip": 0.5, "accept_low_utility": True}
 
 SPARSE: Mapping[str, Changes] = {
@@ -85,6 +86,7 @@ NEEDS: Mapping[str, Changes] = {
     "submodel=afd": PARTS,
     "submodel=seeded_mask": PARTS,
     "submodel=lottery": PARTS,
+    "submodel=last_aggregate": REMEMBERED,
     "channel=masks": BOUND,
     "channel=he": BOUND,
 }
@@ -133,7 +135,7 @@ VARIANTS = (
         "submodel",
         "seeded_mask-shared",
         {"update.submodel": {"kind": "seeded_mask", "share": 0.5, "shared": True, "trains": False}},
-        {"update.memory": "error_feedback"},
+        REMEMBERED,
     ),
     Setting(
         "rules", "fedprox-adaptive", {"local.rules": [{"kind": "fedprox", "mu": {"kind": "adaptive_mu", "start": 0.1}}]}
@@ -229,7 +231,6 @@ def neutral() -> list[Setting]:
         ("rules", "fedprox 0", {"local.rules": [{"kind": "fedprox", "mu": 0}]}),
         ("rules", "local_momentum 0", {"local.rules": [{"kind": "local_momentum", "beta": 0}]}),
         ("submodel", "seeded_mask of all", {"update.submodel": {"kind": "seeded_mask", "share": 1, "shared": True}}),
-        ("submodel", "last_aggregate of all", {"update.submodel": {"kind": "last_aggregate", "share": 1}}),
         ("memory", "error_feedback", {"update.memory": "error_feedback"}),
         ("memory", "dgc 0", {"update.memory": {"kind": "dgc", "momentum": 0}}),
         ("codec_up", "fp16", {"update.codec_up": "fp16"}),
@@ -254,4 +255,6 @@ def neutral() -> list[Setting]:
         ("epochs", "cosine at 1", {"local.epochs": {"kind": "cosine", "start": 1, "end": 1, "rounds": 4}}),
         ("rate", "cosine at 0.2", {"local.learning_rate": {"kind": "cosine", "start": 0.2, "end": 0.2, "rounds": 4}}),
     ]
-    return [Setting(point, name, changes) for point, name, changes in chosen]
+    places = {"update.submodel": {"kind": "last_aggregate", "share": 1}}
+    found = [Setting(point, name, changes) for point, name, changes in chosen]
+    return [*found, Setting("submodel", "last_aggregate of all", places, REMEMBERED)]
