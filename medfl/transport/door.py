@@ -14,7 +14,7 @@ from medfl.privacy.ledger.base import Ledger, Unit
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.study.build import build_channel, build_mechanism, planned_epochs
-from medfl.study.model import Policy
+from medfl.study.model import Policy, Study
 from medfl.study.refusals import policy_refusals
 from medfl.study.sources import RunInputs
 from medfl.transport.memory import SiteMemory, Transient
@@ -114,7 +114,7 @@ class SiteDoor:
 
     def seal(self, reply: TrainReply) -> TrainReply:
         """The reply as it may leave."""
-        if self._sealed and (reply.snapshot is not None or reply.notice):
+        if (reply.snapshot is not None or reply.notice) and _sealed(self._inputs.study):
             raise RunError.at(
                 f"site {self.name}, round {reply.round}",
                 "would send something of its update beside the sum that is sealed",
@@ -127,12 +127,6 @@ class SiteDoor:
             return replace(reply, payload=sealed)
         self.disclosure.done(sealed)
         return replace(reply, payload=sealed, ledger=self.disclosure.ledger.head)
-
-    @property
-    def _sealed(self) -> bool:
-        """Whether the coordinator is to see nothing but sums, or nothing without noise."""
-        study = self._inputs.study
-        return study.privacy is not None or "reveals-sum" in study.update.channel.traits()
 
     def _channel(self) -> SiteEnd:
         if self._end is None:
@@ -153,6 +147,11 @@ class SiteDoor:
             raise RunError.at(
                 f"site {self.name}", "its policy keeps metrics in the house", "set policy.metrics_may_leave"
             )
+
+
+def _sealed(study: Study) -> bool:
+    """Whether the coordinator is to see nothing but sums, or nothing without noise."""
+    return study.privacy is not None or "reveals-sum" in study.update.channel.traits()
 
 
 def _patients(data: SiteData) -> list[str]:

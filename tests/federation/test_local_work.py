@@ -175,7 +175,7 @@ def steps_of_rounds(kind: type[Growing], config: GrowingConfig) -> list[int]:
     parts = federation_parts(0.1 / curvature(problem))
     parts = replace(parts, values={**parts.values, "local.steps": kind(config)})
     sites = [site(f"s{number}", Rows(rows.features, rows.targets)) for number, rows in enumerate(problem)]
-    found = Federated(LeastSquares(3), sites, parts, batch_size=3).run(config.syncs)
+    found = Federated(LeastSquares(3), sites, parts, batch_size=3, asked=frozenset({"local.steps"})).run(config.syncs)
     assert all(len({mine.steps for mine in outcome.sites.values()}) == 1 for outcome in found)
     return [outcome.sites["s0"].steps for outcome in found]
 

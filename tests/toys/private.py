@@ -83,6 +83,7 @@ class ToyDoor(SiteDoor):
         self.name = name
         self.disclosure = disclosure
         self._end = end
+        self._part = ""
 
 
 Train = Callable[[TrainOrder, Disclosure], TrainReply]
