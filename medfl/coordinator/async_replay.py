@@ -3,7 +3,7 @@ compare the models. Needs the images of all sites, as `medfl simulate` has them.
 
 from pathlib import Path
 
-from medfl.coordinator.async_rounds import federation_for
+from medfl.coordinator.federations import federation_for
 from medfl.coordinator.journal import Journal, journal_in
 from medfl.coordinator.runner import inputs_of
 from medfl.errors import InputError, RunError
@@ -11,7 +11,7 @@ from medfl.federation.asynchronous.federation import AsynchronousFederation
 from medfl.federation.asynchronous.replay import Answer, replay
 from medfl.learning.messages import Beginning, SiteFailure, TrainOrder, TrainReply
 from medfl.learning.randomness import generator
-from medfl.study.build import bind_federation, build_codec_down, build_federation
+from medfl.study.build import bind_federation, build_codec_down, build_federation, sums_later
 from medfl.study.sources import RunInputs, assign_cases
 from medfl.transport.base import Transport
 from medfl.update.base import Update
@@ -38,6 +38,10 @@ def replay_run(run: Path, inputs: RunInputs | None = None) -> FloatVector:
     if inputs.study.evaluation.public is not None:
         raise InputError.at(
             run, "judged updates on public images, which is not replayed", "compare its records by hand"
+        )
+    if sums_later(inputs.study):
+        raise InputError.at(
+            run, "opened sums of updates, and recorded none of them", "run the study again and compare the models"
         )
     transport = InProcess(inputs, assign_cases(inputs).cases)
     try:

@@ -7,23 +7,17 @@ under the same names: what a site had answered it answers again, and nothing cou
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from statistics import fmean
 from typing import Any
 
 from medfl.coordinator.journal import Counted
 from medfl.coordinator.rounds import Course, Rounds
 from medfl.errors import RunError
-from medfl.federation.asynchronous.base import Asynchronous
 from medfl.federation.asynchronous.federation import HELD, Arrived, AsynchronousFederation, Flight, OpenStep
 from medfl.federation.outcome import RoundOutcome
-from medfl.federation.round import Federation, FederationParts
 from medfl.learning.messages import SiteFailure
-from medfl.study.build import steps_of
-from medfl.study.model import Study
 from medfl.transport.base import Delivery
 from medfl.update.base import Payload
-from medfl.update.vector import FloatVector
 
 _LOOK = 1.0
 """Seconds between two looks at who is there, while nothing arrives."""
@@ -61,6 +55,9 @@ class AsyncRounds(Rounds):
             if delivery is not None:
                 with course.clock.phase("review"):
                     self._take_in(step, delivery, course)
+        return self._end(step, course)
+
+    def _end(self, step: OpenStep, course: Course) -> RoundOutcome:
         with course.clock.phase("step"):
             self._arrived = step.arrived
             return self.steps.finish(step)
@@ -128,13 +125,6 @@ class AsyncRounds(Rounds):
     def _counted(self) -> Iterator[Counted]:
         """The updates of this step, each of which counts once."""
         return (Counted(each.site, f"order-{each.number}", each.digest) for each in self._arrived if each.digest)
-
-
-def federation_for(study: Study, parts: FederationParts, model: FloatVector) -> tuple[Federation, type[Rounds]]:
-    """The federation of a study, and the rounds that go with it."""
-    if isinstance(parts.schedule, Asynchronous):
-        return AsynchronousFederation(parts, study.seed, model, partial(steps_of, study)), AsyncRounds
-    return Federation(parts, study.seed, model), Rounds
 
 
 def asynchrony(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

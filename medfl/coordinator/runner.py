@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from medfl.coordinator import records
-from medfl.coordinator.async_rounds import asynchrony, federation_for
+from medfl.coordinator.async_rounds import asynchrony
 from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.evaluation import Evaluation, Opened
+from medfl.coordinator.federations import federation_for
 from medfl.coordinator.files import append_line, save_model, write_json, write_lines
 from medfl.coordinator.journal import Arrays, Journal, Where, journal_in, point_to
 from medfl.coordinator.observer import Observer

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from medfl.federation.regulator.base import Verdict
-from medfl.learning.messages import TrainOrder
+from medfl.learning.messages import TrainOrder, TrainReply
 from medfl.update.submodels.base import Choice
 
 
@@ -53,6 +53,11 @@ class Contribution:
     skipped_upload: bool = False
     failure: str = ""
     late: bool = False
+
+    @classmethod
+    def of(cls, reply: TrainReply) -> "Contribution":
+        """What a site says of its training, not judged yet."""
+        return cls(reply.cases, reply.steps, reply.epochs, reply.loss_start, reply.loss, skipped=dict(reply.skipped))
 
     @property
     def counts(self) -> bool:

@@ -88,16 +88,12 @@ class OpenRound:
     def receive(self, reply: TrainReply) -> Contribution:
         """Judge an update and combine it. RunError when the site is not in the round or answered already."""
         self._expect(reply.site, reply.round)
-        mine = self.outcome.sites[reply.site] = Contribution(
-            reply.cases, reply.steps, reply.epochs, reply.loss_start, reply.loss, skipped=dict(reply.skipped)
-        )
+        mine = self.outcome.sites[reply.site] = Contribution.of(reply)
         if reply.payload is None:
             mine.skipped_upload = True
             return mine
-        known = self.outcome.plan.cases.get(reply.site, 0)
-        if not 1 <= reply.cases <= known:
-            reason = f"counts {reply.cases} training cases, it joined with {known}"
-            mine.verdict = Verdict("refuse", "cases", reason, 0.0)
+        mine.verdict = miscounted(reply, self.outcome.plan.cases)
+        if mine.verdict is not None:
             return mine
         try:
             mine.verdict = self._judge_and_take(reply, reply.payload, mine)
@@ -373,6 +369,14 @@ class Federation:
         self.parts.server.restore(_below("server.", arrays))
         for name, part in self._moving():
             part.restore(plain[name], _below(f"{name}.", arrays))
+
+
+def miscounted(reply: TrainReply, cases: Mapping[str, int]) -> Verdict | None:
+    """The refusal of a reply that counts other cases than the site joined with; None when it may count so many."""
+    known = cases.get(reply.site, 0)
+    if 1 <= reply.cases <= known:
+        return None
+    return Verdict("refuse", "cases", f"counts {reply.cases} training cases, it joined with {known}", 0.0)
 
 
 def _below(prefix: str, arrays: Mapping[str, FloatVector]) -> dict[str, FloatVector]:

@@ -7,7 +7,7 @@ encrypted.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -25,13 +25,12 @@ from medfl.privacy.channels.base import (
     RoundContext,
     part_digest,
 )
-from medfl.privacy.codec import GridCodec
+from medfl.privacy.codec import GridCodec, weighted
 from medfl.privacy.grid import BIT, BOUND, CAP, CLIP, SUM_LIMIT, Grid, weight_of
 from medfl.privacy.mechanisms.adaptive_clip import AdaptiveClip
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector
-from medfl.update.wire import as_bytes
 
 _ALL: Mapping[str, Any] = MappingProxyType({})
 """The part of an order that names no coordinates."""
@@ -133,8 +132,7 @@ class RoundSum:
         """Take in a sealed payload. factor lowers a weight that the coordinator can see to."""
         if factor != 1.0:
             # a clip bit is lowered with the rest, which bounds it no less
-            values = np.frombuffer(payload.buffers[0], np.int32)
-            payload = replace(payload, buffers=(as_bytes(np.rint(values * factor).astype(np.int32)),))
+            payload = weighted(payload, factor)
         self.end.add(site, payload)
         self.weights[site] = factor * weight_of(cases, self.cap)
 

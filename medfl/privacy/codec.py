@@ -1,15 +1,22 @@
 """The codec of sums: clip, put on the round's grid, and send as int32."""
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
 from medfl.errors import RunError
 from medfl.plugins import PluginConfig
+from medfl.privacy.channels.base import MINIMUM_SITES
 from medfl.privacy.grid import Grid
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import Codec
 from medfl.update.wire import as_bytes
+
+LEAST = 1 / 16
+"""The least weight where the coordinator chooses the weights of a sum: no update may vanish beside the others."""
 
 
 class GridConfig(PluginConfig):
@@ -48,3 +55,26 @@ class GridCodec(Codec):
         if self.bit and abs(int(values[size])) != self.bit // 2:
             raise RunError.at("update", "has a clip bit of neither value")
         return Update(self.grid.decode(values[:size], self.weight), size)
+
+
+def weighted(payload: Payload, weight: float) -> Payload:
+    """A grid payload with its integers times `weight`, in [0, 1], and rounded."""
+    values = np.frombuffer(payload.buffers[0], np.int32)
+    return replace(payload, buffers=(as_bytes(np.rint(values * weight).astype(np.int32)),))
+
+
+def own_weight(weights: Any, site: str, where: str) -> float:
+    """What a site multiplies its update by, of the weights by site that a coordinator tells all sites of a sum;
+    RunError when they do not hold the site, are of too few, or would let an update vanish beside another."""
+    told = weights if isinstance(weights, Mapping) else {}
+    wrong = sorted(str(name) for name, weight in told.items() if not _fair(weight))
+    if site not in told or len(told) < MINIMUM_SITES or wrong:
+        what = f"those of {', '.join(wrong)} are not in [{LEAST:g}, 1]" if wrong else f"they are of {len(told)} sites"
+        raise RunError.at(
+            where, f"was told weights that it cannot use: {what}", f"a sum is of {MINIMUM_SITES} sites and more"
+        )
+    return float(told[site])
+
+
+def _fair(weight: Any) -> bool:
+    return type(weight) in (int, float) and math.isfinite(weight) and LEAST <= weight <= 1

@@ -139,6 +139,11 @@ def build_summation(study: Study, noise: NoisePlan | None) -> Summation | None:
     return None if study.update.clip is None else Summation(build_channel(study), study.update.clip)
 
 
+def sums_later(study: Study) -> bool:
+    """Whether sites keep their updates until a sum of enough of them is made: sums without rounds."""
+    return study.update.clip is not None and "event-driven" in study.federation.schedule.traits()
+
+
 def build_noise_plan(study: Study, cases: Mapping[str, int], parameters: int) -> NoisePlan | None:
     """The noise of a run over sites with so many training cases; StudyError when it cannot be."""
     mechanism = build_mechanism(study)

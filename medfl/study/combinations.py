@@ -567,15 +567,21 @@ RULES = (
     ),
     Rule(
         "C16",
-        frozenset({"schedule:event-driven", "channel:reveals-sum"}),
-        "updates arrive one by one, and there is no cohort whose masks cancel or whose sum may be opened",
-        "use channel: clear, or federation.schedule: all",
+        frozenset({"schedule:mixes", "update:own-clip"}),
+        "every update is mixed into the model as it arrives, and there is no cohort whose sum may be opened",
+        "use federation.schedule: buffered, whose updates wait until enough of them are there for a sum",
     ),
     Rule(
-        "async-clip",
-        frozenset({"schedule:event-driven", "update:own-clip", "channel:reveals-each"}),
-        "updates that are only added, as integers on a round's grid, cannot be weighted by their staleness",
-        "bound them with the regulator's rule norm_limit, or use federation.schedule: all",
+        "async-few",
+        frozenset({"schedule:opens-few", "update:own-clip"}),
+        "a sum of so few updates would be opened that each of them could be told",
+        "set federation.schedule.size to 3 or more",
+    ),
+    Rule(
+        "async-judges",
+        frozenset({"schedule:event-driven", "update:own-clip", "regulator:needs-each-update"}),
+        "updates wait at their sites until they are summed, so none is looked at by itself",
+        "use federation.regulator: [finite]",
     ),
     Rule(
         "async-privacy",

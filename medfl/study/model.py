@@ -168,6 +168,7 @@ class Study(Section):
     def _fitting_regulator(self) -> Self:
         """Where nobody can look at single updates, the regulator that nobody chose keeps to what a site can say."""
         blind = "reveals-sum" in self.update.channel.traits()
+        blind = blind or (self.update.clip is not None and "event-driven" in self.federation.schedule.traits())
         blind = blind or (self.privacy is not None and "gradients" in self.privacy.traits())
         if blind and "regulator" not in self.federation.model_fields_set:
             fitting = self.federation.model_copy(update={"regulator": (REGULATORS.default("finite"),)})

@@ -1,23 +1,27 @@
 """What stands between a site and the coordinator: its signing key, its end of the channel, its ledger, its policy."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from medfl.data.base import SiteData
 from medfl.errors import Faults, RunError
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, LedgerHeads, TrainOrder, TrainReply
 from medfl.privacy.accounting.base import Budget
-from medfl.privacy.channels.base import PART, Channel, Identity, Message, RoundContext, SiteEnd, part_digest
+from medfl.privacy.channels.base import HAND_OVER, PART, Channel, Identity, Message, RoundContext, SiteEnd, part_digest
+from medfl.privacy.codec import own_weight, weighted
 from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.base import Ledger, Unit
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
-from medfl.study.build import build_channel, build_mechanism, planned_epochs
+from medfl.study.build import build_channel, build_mechanism, planned_epochs, sums_later
 from medfl.study.model import Policy, Study
 from medfl.study.refusals import policy_refusals
 from medfl.study.sources import RunInputs
 from medfl.transport.memory import SiteMemory, Transient
+from medfl.update.base import Payload
 
 _COORDINATOR = "coordinator"
 
@@ -36,6 +40,7 @@ class SiteDoor:
         self._memory = memory or Transient()
         self._part = ""
         self._end: SiteEnd | None = None
+        self._waiting: tuple[int, Payload] | None = None
 
     @property
     def public(self) -> str:
@@ -47,7 +52,7 @@ class SiteDoor:
         study = self._inputs.study
         channel: Channel = build_channel(study)
         # of a beginning that is refused, or of the run before, nothing is left
-        self._end = self.disclosure = None
+        self._end = self.disclosure = self._waiting = None
         trains = "train" in data.splits and self.name not in study.evaluation.unseen
         mechanism = build_mechanism(study)
         if trains and (mechanism is not None or beginning.noise is not None):
@@ -110,6 +115,8 @@ class SiteDoor:
         if stage == PART and self.disclosure is not None:
             self.disclosure.ledger.witness(_COORDINATOR, str(message.header.get("head")))
             return Message({"head": self.disclosure.ledger.head})
+        if stage == HAND_OVER:
+            return self._hand_over(message.header)
         return self._channel().answer(stage, message)
 
     def seal(self, reply: TrainReply) -> TrainReply:
@@ -122,11 +129,27 @@ class SiteDoor:
             )
         if reply.payload is None:
             return reply
+        if sums_later(self._inputs.study):
+            self._waiting = reply.round, reply.payload
+            return replace(reply, payload=None)
         sealed = self._channel().seal(reply.round, reply.payload, self._part)
         if self.disclosure is None:
             return replace(reply, payload=sealed)
         self.disclosure.done(sealed)
         return replace(reply, payload=sealed, ledger=self.disclosure.ledger.head)
+
+    def _hand_over(self, header: Mapping[str, Any]) -> Message:
+        """The update that waits, weighted and sealed; it is in one sum, and no more."""
+        order, round_, where = header.get("order"), header.get("round"), f"site {self.name}"
+        if self._waiting is None or self._waiting[0] != order:
+            raise RunError.at(where, f"keeps no update of order {order!r} for a sum", "ask it to train again")
+        if type(round_) is not int:
+            raise RunError.at(where, "was not told which round's sum its update is for")
+        weights, payload = header.get("weights"), self._waiting[1]
+        weight = own_weight(weights, self.name, where)
+        self._waiting = None
+        sealed = self._channel().seal(round_, weighted(payload, weight), part_digest({"weights": weights}))
+        return Message({"payload": sealed.header()}, sealed.buffers)
 
     def _channel(self) -> SiteEnd:
         if self._end is None:

@@ -18,6 +18,34 @@ KINDS: dict[str, Any] = {"fedasync": {"kind": "fedasync"}, "buffered": {"kind": 
 
 
 @pytest.mark.slow
+def test_sums_without_rounds_go_on_when_coordinator_and_site_are_killed(tmp_path: Path) -> None:
+    """A site that is started anew has lost what it kept for a sum: the sum stays closed, and the next are opened."""
+    study = {
+        "federation": {"schedule": {"kind": "buffered", "size": 3}, "regulator": ["finite"]},
+        "update": {"channel": "masks", "clip": 4.0},
+        "stop": {"rounds": 10},
+        "evaluation": {"every": 5},
+    }
+    with Federation(tmp_path, **study).set_up() as federation:
+        lead = federation.coordinator()
+        sites = {site: federation.site(site) for site in SITES}
+        until(lambda: len(federation.rounds()) >= 3, why=lead.text)
+        sites[SITES[0]].kill()
+        sites[SITES[0]] = federation.site(SITES[0])
+        until(lambda: len(federation.rounds()) >= 6, why=lead.text)
+        lead.kill()
+        again = federation.coordinator()
+        assert again.end() == 0, again.text
+        assert [site.end() for site in sites.values()] == [0, 0, 0], sites[SITES[1]].text
+        records = federation.rounds()
+    assert len(records) == 10
+    assert sum(record["moved"] for record in records) >= 7
+    used = [(each["site"], each["number"]) for record in records for each in record["arrivals"] if record["moved"]]
+    assert len(set(used)) == len(used), "an update is in one sum"
+    assert all(record["moved"] or "3 are needed" in record["void"] for record in records)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_coordinator_goes_on_and_the_record_gives_the_model_bit_for_bit(tmp_path: Path, kind: str) -> None:
     study = {"federation": {"schedule": KINDS[kind]}, "stop": {"rounds": 12}, "evaluation": {"every": 6}}

@@ -37,8 +37,9 @@ def test_the_stacks_are_what_their_names_say() -> None:
         "private_sparse",
         "fairness",
         "slow_sites",
+        "slow_sites_sealed",
     }
-    for name in ("accuracy", "accuracy_tracked", "private_sparse"):
+    for name in ("accuracy", "accuracy_tracked", "private_sparse", "slow_sites_sealed"):
         assert "reveals-sum" in stack(name).update.channel.traits(), name
     for name in ("bandwidth", "bandwidth_up", "private_sparse"):
         assert stack(name).update.memory.kind == "error_feedback", name

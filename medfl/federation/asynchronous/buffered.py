@@ -7,11 +7,15 @@ from typing import Literal
 from pydantic import Field
 
 from medfl.federation.asynchronous.base import Asynchronous, AsynchronousConfig
+from medfl.privacy.channels.base import MINIMUM_SITES
 
 
 class BufferedConfig(AsynchronousConfig):
     kind: Literal["buffered"] = "buffered"
     size: int = Field(3, ge=1, description="updates that make a server step")
+
+    def traits(self) -> frozenset[str]:
+        return super().traits() | ({"opens-few"} if self.size < MINIMUM_SITES else frozenset())
 
 
 class Buffered(Asynchronous):

@@ -80,6 +80,10 @@ class OpenStep:
     def full(self) -> bool:
         return self.admitted >= self.size
 
+    def outcome(self) -> RoundOutcome:
+        """With the sites that have answered."""
+        return RoundOutcome(replace(self.plan, cohort=tuple(self.sites)), self.sites)
+
 
 @dataclass(slots=True)
 class _Known:
@@ -166,36 +170,43 @@ class AsynchronousFederation(Federation):
         limit = self.schedule.config.max_staleness
         share = 0.0
         if limit is not None and staleness > limit:
-            mine = Contribution(reply.cases, reply.steps, reply.epochs, reply.loss_start, reply.loss)
+            mine = Contribution.of(reply)
             reason = f"is {staleness} versions old, the limit is {limit}"
             mine.verdict = Verdict("refuse", "staleness", reason, 0.0)
         else:
-            mine, update = self._judged(step, flight, reply, validate)
-            if update is not None and mine.verdict is not None:
-                share = self._take(step, flight, update, mine, mine.verdict.factor)
+            mine, share = self._reviewed(step, flight, reply, validate)
         outcome = "no upload" if mine.verdict is None else mine.verdict.outcome
         rule = "" if mine.verdict is None else mine.verdict.rule
         digest = "" if reply.payload is None else _digest(reply.payload)
         arrived = Arrived(reply.site, flight.number, flight.version, staleness, share, outcome, rule, digest)
         return self._landed(step, flight, mine, arrived)
 
-    def _judged(
+    def _reviewed(
         self, step: OpenStep, flight: Flight, reply: TrainReply, validate: Validate | None
-    ) -> tuple[Contribution, Update | None]:
-        """By the same code as an update in a round of its own, against the model that it started from."""
+    ) -> tuple[Contribution, float]:
+        """What became of an update, and its share (0: not used). It is judged by the same code as one in a round of its
+        own, against the model that it started from."""
         taken = _Taken()
         plan = RoundPlan(flight.number, (flight.site,), flight.values, step.plan.cases)
         round_ = OpenRound(replace(self.parts, aggregator=taken), plan, Bench(self.base(flight), validate), None)
-        return round_.receive(reply), taken.update
-
-    def _take(self, step: OpenStep, flight: Flight, update: Update, mine: Contribution, factor: float) -> float:
-        """Add an update to the step, times its share, which is returned. factor: its verdict's."""
-        staleness, schedule = self.round - flight.version, self.schedule
+        mine = round_.receive(reply)
+        if taken.update is None or mine.verdict is None:
+            return mine, 0.0
         # a verdict is not made up for: it is there to be felt
-        correction = self._influence.factor(flight.site, mine.cases, schedule.config.staleness.of(staleness))
-        share = schedule.share(staleness) * correction * factor
+        share = self._share(flight, mine.cases) * mine.verdict.factor
+        self._take(step, flight, taken.update, share)
+        return mine, share
+
+    def _share(self, flight: Flight, cases: int) -> float:
+        """What the change of an admitted update is multiplied by."""
+        staleness, schedule = self.round - flight.version, self.schedule
+        weight = schedule.config.staleness.of(staleness)
+        return schedule.share(staleness) * self._influence.factor(flight.site, cases, weight)
+
+    def _take(self, step: OpenStep, flight: Flight, update: Update, share: float) -> None:
+        """Add an update to the step, times its share."""
         term = np.array(update.dense())
-        if schedule.mixes and staleness:
+        if self.schedule.mixes and self.round != flight.version:
             term += self.base(flight)
             term -= self.model
         if share != 1.0:
@@ -205,7 +216,6 @@ class AsynchronousFederation(Federation):
         else:
             step.change += term
         step.admitted += 1
-        return share
 
     def fail(self, step: OpenStep, failure: SiteFailure) -> Contribution:
         """Note that a site did not deliver. RunError when it was not asked."""
@@ -234,7 +244,7 @@ class AsynchronousFederation(Federation):
 
     def finish(self, step: OpenStep) -> RoundOutcome:
         """Move the model. A step without an admitted update leaves it as it is, and is a version too."""
-        outcome = RoundOutcome(replace(step.plan, cohort=tuple(step.sites)), step.sites)
+        outcome = step.outcome()
         if step.change is None:
             outcome.void = "no update was admitted, and no site is left to wait for"
         return self.step(outcome, step.change)
@@ -258,7 +268,9 @@ class AsynchronousFederation(Federation):
 
     def restore(self, plain: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:
         super().restore(plain, arrays)
-        ours = plain["asynchronous"]
+        self._go_on(plain["asynchronous"], arrays)
+
+    def _go_on(self, ours: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:
         self._now = ours["now"]
         self._known = {site: _Known(**known) for site, known in ours["known"].items()}
         self.flights = {flight["site"]: Flight(**flight) for flight in ours["flights"]}

@@ -38,6 +38,9 @@ MINIMUM_SITES = 3
 PART = "ledger.part"
 """The stage at the end of a run, of no channel: the heads of the ledgers change hands."""
 
+HAND_OVER = "update.hand-over"
+"""The stage of asynchronous sums, of no channel: a site seals the update that it kept, for a round agreed on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

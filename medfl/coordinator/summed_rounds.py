@@ -1,0 +1,99 @@
+"""Server steps of an asynchronous run over sums: sites say that they have trained, and hand their updates over when
+enough of them wait."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medfl.coordinator.async_rounds import AsyncRounds
+from medfl.coordinator.rounds import Course
+from medfl.errors import RunError
+from medfl.federation.asynchronous.federation import Arrived, OpenStep
+from medfl.federation.asynchronous.summed import SummedFederation
+from medfl.federation.outcome import RoundOutcome
+from medfl.federation.summing import RoundSum
+from medfl.learning.messages import SiteFailure
+from medfl.privacy.channels.base import HAND_OVER, MINIMUM_SITES, IntVector, Message
+from medfl.update.base import Payload
+
+
+@dataclass
+class SummedRounds(AsyncRounds):
+    """A step whose sum was opened, and that was killed before it was committed, is gone on with: its updates are in no
+    other sum."""
+
+    @property
+    def steps(self) -> SummedFederation:
+        if not isinstance(self.federation, SummedFederation):
+            raise RunError.at("federation", "opens updates one by one, and the study sums them")
+        return self.federation
+
+    def play(self, cases: Mapping[str, int], course: Course) -> RoundOutcome:
+        kept = self._kept()
+        return super().play(cases, course) if kept is None else self._finish(*kept, course)
+
+    def _finish(self, about: Mapping[str, Any], total: Any, course: Course) -> RoundOutcome:
+        self._arrived = [Arrived(**each) for each in about["arrived"]]
+        self.steps.catch_up(about["asynchronous"])
+        return super()._finish(about, total, course)
+
+    def _end(self, step: OpenStep, course: Course) -> RoundOutcome:
+        outcome = step.outcome()
+        try:
+            with course.clock.phase("step"):
+                total, factor = self._opened(step, course)
+        except RunError as error:
+            self._void(outcome, error)
+            self._arrived = step.arrived
+            self.steps.forget()
+            return self.steps.step(outcome, None)
+        self._arrived = step.arrived
+        self.steps.forget()
+        denominator = 1 / factor
+        about = {
+            "outcome": outcome.to_json(),
+            "denominator": denominator,
+            "arrived": [asdict(each) for each in step.arrived],
+            "asynchronous": self.steps.flying(),
+            "traffic": course.traffic,
+            "site_seconds": course.site_seconds,
+        }
+        total = total.astype(np.int32)
+        self.journal.keep_release(about, total, course.changed, course.counted)
+        return self._step(outcome, total, denominator)
+
+    def _opened(self, step: OpenStep, course: Course) -> tuple[IntVector, float]:
+        """The sum of what the waiting sites hand over, and what it is to be multiplied by. RunError when it stays
+        closed."""
+        plan, orders = step.plan, self.steps.orders()
+        if len(orders) < MINIMUM_SITES:
+            who = ", ".join(orders) or "no site"
+            what = f"{who} waits for a sum, {MINIMUM_SITES} are needed, and nobody is left to wait for"
+            raise RunError.at(f"step {plan.round}", what)
+        weights, factor = self.steps.weights(step)
+        how, attempt = self.steps.how, self.journal.plans(plan.round)
+        size, part = self.federation.model.size, {"weights": weights}
+        context = how.context(self.run, plan.round, attempt, tuple(orders), size, plan.values, part)
+        sum_ = how.open(context, self.roster, plan.values)
+        there = sum_.prepare(lambda stage, messages: self._exchange(stage, messages, course))
+        asked = {site: Message({"round": plan.round, "order": orders[site], "weights": weights}) for site in there}
+        answers = self._exchange(HAND_OVER, asked, course)
+        for site in orders:
+            reason = self._added(sum_, site, answers.get(site), step)
+            if reason:
+                mine = self.steps.missing(step, SiteFailure(site, orders[site], reason))
+                self.observer.answered(site, mine)
+        return sum_.total(lambda stage, messages: self._exchange(stage, messages, course), None), factor
+
+    def _added(self, sum_: RoundSum, site: str, answer: Message | None, step: OpenStep) -> str:
+        """Take what a site hands over into the sum; why that cannot be, or ""."""
+        if answer is None:
+            return "did not hand over the update that it kept for the sum"
+        try:
+            payload = Payload.of(answer.header.get("payload", {}), [memoryview(each) for each in answer.buffers])
+            sum_.add(site, payload, step.sites[site].cases)
+        except RunError as error:
+            return str(error)
+        return ""
