@@ -1,6 +1,6 @@
 """Decoders of quantisers meet bytes from a peer: any of them are decoded to the size or refused, in little memory.
 
-The slow test changes valid payloads 20,000 times a codec; MEDFL_FUZZ=100000 is the whole.
+The slow test changes valid payloads 100,000 times a codec; MEDFL_FUZZ sets another number.
 """
 
 import os
@@ -18,6 +18,7 @@ from toys.parts import plugin
 from medfl.errors import RunError
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import CODECS, Codec
+from medfl.update.vector import Layout
 
 SIZE = 700
 KINDS: list[tuple[str, dict[str, Any]]] = [
@@ -136,11 +137,15 @@ def test_mutations_take_little_memory(kind: str, options: dict[str, Any]) -> Non
     assert peak < 300_000
 
 
+MORE: list[tuple[str, dict[str, Any]]] = [("fp32", {}), ("fp16", {}), ("powersgd", {})]
+
+
 @pytest.mark.slow
-@every
+@pytest.mark.parametrize(("kind", "options"), KINDS + MORE, ids=str)
 def test_a_hundred_thousand_mutations(kind: str, options: dict[str, Any]) -> None:
     there, slowest = plugin(CODECS, kind, **options), 0.0
-    for payload in mutations(there, int(os.environ.get("MEDFL_FUZZ", "20000"))):
+    there.bind(Layout.of([("weight", (30, 20)), ("bias", (SIZE - 600,))]))
+    for payload in mutations(there, int(os.environ.get("MEDFL_FUZZ", "100000"))):
         started = time.thread_time()
         taken(there, payload, SIZE)
         slowest = max(slowest, time.thread_time() - started)
