@@ -84,20 +84,7 @@ class PluginPoint:
             ) from error
         return plugin
 
-    def default(self, kind: str) -> PluginConfig:
-        """The configuration of a kind with nothing but defaults."""
-        return self.load(kind).Config(kind=kind)
-
-    def build(self, config: PluginConfig) -> Any:
-        """The plug-in that a configuration asks for."""
-        return self.load(config.kind)(config)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices: dict[Any, CoreSchema] = {kind: handler.generate_schema(self._config(kind)) for kind in self.targets}
-        union = core_schema.tagged_union_schema(choices, discriminator="kind")
-        return core_schema.no_info_before_validator_function(_expand, union)
-
-    def _config(self, kind: str) -> type[PluginConfig]:
+    def config(self, kind: str) -> type[PluginConfig]:
         """The configuration class of a kind; StudyError when a third party's plug-in does not keep the contract."""
         config: Any = getattr(self.load(kind), "Config", None)
         if (
@@ -108,9 +95,22 @@ class PluginPoint:
             return config
         raise StudyError.at(
             f"{self.name} {kind!r}",
-            f"{self.targets[kind]} has no Config (a PluginConfig) whose `kind` is {kind!r} by default",
-            "mend the package that provides it, or remove it",
+            f"has no Config (a PluginConfig) whose `kind` is {kind!r} by default",
+            f"mend the package that provides {self.targets[kind]}, or remove it",
         )
+
+    def default(self, kind: str) -> PluginConfig:
+        """The configuration of a kind with nothing but defaults."""
+        return self.load(kind).Config(kind=kind)
+
+    def build(self, config: PluginConfig) -> Any:
+        """The plug-in that a configuration asks for."""
+        return self.load(config.kind)(config)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices: dict[Any, CoreSchema] = {kind: handler.generate_schema(self.config(kind)) for kind in self.targets}
+        union = core_schema.tagged_union_schema(choices, discriminator="kind")
+        return core_schema.no_info_before_validator_function(_expand, union)
 
 
 def _expand(value: Any) -> Any:

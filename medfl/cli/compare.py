@@ -6,6 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medfl.cli.output import Json, console, print_json, result
+from medfl.cli.run_options import (
+    Cache,
+    Data,
+    Rounds,
+    Sites,
+    Workers,
+    existing,
+    ledgers_folder,
+    overridden,
+    set_option,
+    site_folder,
+)
 
 if TYPE_CHECKING:
     from medfl.coordinator.observer import Observer
@@ -24,27 +36,12 @@ def compare(
         Path | None,
         typer.Option(help="Folder of runs and results; default: runs/compare-<study>.", show_default=False),
     ] = None,
-    sites: Annotated[
-        Path | None,
-        typer.Option(help="Folder of site files; default: `sites` beside the study or here.", show_default=False),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Use these images: a datalist.json, or a folder or file to import.", show_default=False),
-    ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help="Short for --set stop.rounds=N.", show_default=False)
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key of all variants; repeatable."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that train sites; default: one a core.", show_default=False)
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Cache folder; default: $MEDFL_CACHE, else ~/.cache/medfl.", show_default=False)
-    ] = None,
+    sites: Sites = None,
+    data: Data = None,
+    rounds: Rounds = None,
+    overrides: Annotated[list[str] | None, set_option("all variants")] = None,
+    workers: Workers = None,
+    cache: Cache = None,
     json: Json = False,
 ) -> None:
     """Run variants of a study with the same seeds, and put metric, bytes, epsilon and time side by side.
@@ -57,8 +54,7 @@ def compare(
     from medfl.report.compare.variants import plan, read_variants, same_images
 
     folder = out or Path("runs") / f"compare-{study.stem}"
-    short = [f"stop.rounds={rounds}"] if rounds is not None else []
-    common = _common(study, _seeds(seeds), folder, sites, data, [*short, *(overrides or [])], cache)
+    common = _common(study, _seeds(seeds), folder, sites, data, overridden(rounds, overrides), cache)
     named = read_variants(variants)
     plans = plan(named, variants, common)
     notes = same_images(plans)
@@ -91,13 +87,9 @@ def _common(
     overrides: list[str],
     cache: Path | None,
 ) -> "Common":
-    from medfl.cli.simulate import ledgers_folder, site_folder
     from medfl.data.cache import default_folder
-    from medfl.errors import InputError
     from medfl.report.compare.variants import Common
 
-    if data is not None and not data.exists():
-        raise InputError.at(f"--data {data}", "does not exist", "give a folder, a file or a datalist.json")
     return Common(
         study=study,
         seeds=seeds,
@@ -106,7 +98,7 @@ def _common(
         sites_of=site_folder,
         ledgers_of=lambda inputs, folder: ledgers_folder(None, inputs, folder),
         sites=sites,
-        data=data.resolve() if data else None,
+        data=existing(data),
         overrides=tuple(overrides),
     )
 

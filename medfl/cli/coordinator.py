@@ -9,6 +9,7 @@ import typer
 
 from medfl.cli.output import Json, print_json, result
 from medfl.cli.passphrase import PassphraseFile, Protect, asking
+from medfl.cli.run_options import Overrides
 from medfl.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,10 +37,7 @@ def init(
             show_default=False,
         ),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key of the study; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     name: Annotated[
         str | None, typer.Option(help="What sites know it as; default: the study's name.", show_default=False)
     ] = None,

@@ -1,12 +1,23 @@
 """`medfl simulate`: a whole federation on this machine."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from medfl.cli.output import Json, console, print_json, result
+from medfl.cli.run_options import (
+    Cache,
+    Data,
+    Overrides,
+    Rounds,
+    Sites,
+    Workers,
+    existing,
+    ledgers_folder,
+    overridden,
+    site_folder,
+)
 from medfl.cli.tables import print_sites
 from medfl.errors import InputError
 
@@ -19,28 +30,15 @@ EngineName = Literal["pool", "ray"]
 
 def simulate(
     study: Annotated[Path | None, typer.Argument(help="The study's YAML file.", show_default=False)] = None,
-    sites: Annotated[
-        Path | None,
-        typer.Option(help="Folder of site files; default: `sites` beside the study or here.", show_default=False),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Use these images: a datalist.json, or a folder or file to import.", show_default=False),
-    ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help="Short for --set stop.rounds=N.", show_default=False)
-    ] = None,
+    sites: Sites = None,
+    data: Data = None,
+    rounds: Rounds = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Short for --set seed=N.", show_default=False)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default: runs/<study>-<number>.", show_default=False)
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key of the study; repeatable."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that train sites; default: one a core.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
     engine: Annotated[
         EngineName, typer.Option(help="What sites train on: processes of this machine, or Ray (extra `ray`).")
     ] = "pool",
@@ -58,9 +56,7 @@ def simulate(
     sink: Annotated[
         list[str] | None, typer.Option(help="Also send metrics to: tensorboard, mlflow. Repeatable.")
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Cache folder; default: $MEDFL_CACHE, else ~/.cache/medfl.", show_default=False)
-    ] = None,
+    cache: Cache = None,
     ledgers: Annotated[
         Path | None,
         typer.Option(
@@ -145,11 +141,8 @@ def _inputs(
 
     if study is None:
         raise InputError.at("STUDY", "is missing", "give a study file, or --resume RUN")
-    if data is not None and not data.exists():
-        raise InputError.at(f"--data {data}", "does not exist", "give a folder, a file or a datalist.json")
-    short = [f"stop.rounds={rounds}"] if rounds is not None else []
-    short += [f"seed={seed}"] if seed is not None else []
-    read = load_study(study, [*short, *overrides])
+    images = existing(data)
+    read = load_study(study, [*([f"seed={seed}"] if seed is not None else []), *overridden(rounds, overrides)])
     folder = sites or site_folder(study)
     needed = data is None and read.data.source.kind == "synthetic"
     if folder and not needed and not sites:
@@ -158,7 +151,7 @@ def _inputs(
     inputs = RunInputs(
         study=read,
         sites=tuple(load_sites(folder)) if folder and (needed or sites) else (),
-        data=data.resolve() if data else None,
+        data=images,
         cache=(cache or default_folder()).resolve(),
         pooled=pooled,
         only=only,
@@ -167,21 +160,6 @@ def _inputs(
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     return adapted
-
-
-def ledgers_folder(given: Path | None, inputs: "RunInputs", run: Path) -> Path:
-    """Where the ledgers lie: what was spent on patients stays spent, and synthetic patients have nothing to lose."""
-    source = inputs.study.data.source.kind
-    own = any(site.data is not None for site in inputs.sites)
-    if given is None and inputs.data is None and source == "synthetic" and not own:
-        return run / "ledgers"
-    named = os.environ.get("MEDFL_LEDGERS")
-    return given or (Path(named) if named else Path.home() / ".local" / "share" / "medfl" / "ledgers")
-
-
-def site_folder(study: Path) -> Path | None:
-    places = (study.parent / "sites", study.parent.parent / "sites", Path("sites"))
-    return next((place for place in places if place.is_dir()), None)
 
 
 def _next_folder(name: str) -> Path:

@@ -112,15 +112,17 @@ class Rounds:
             rng = generator(federation.seed, "codec-down", plan.round)
             federation.parts.down.advance(federation.model, plan.round, rng)
             return {site: federation.parts.down.payload(site) for site in plan.cohort}
-        if federation.chooser is None:
-            return self.code(federation.model, plan.round)
-        # sites with the same part are sent the same bytes
-        coded: dict[str, Payload] = {}
+        if not federation.parts.per_client:
+            return self.code(federation.sent(plan, plan.cohort[0]), plan.round)
+        models: dict[str, Payload] = {}
+        whole: Payload | None = None
         for site in plan.cohort:
-            key = federation.part_key(plan, site)
-            if key not in coded:
-                coded[key] = self.code(federation.sent(plan, site), plan.round)
-        return {site: coded[federation.part_key(plan, site)] for site in plan.cohort}
+            values = federation.sent(plan, site)
+            if values is federation.model:
+                models[site] = whole = whole or self.code(values, plan.round)
+            else:
+                models[site] = self.code(values, plan.round)
+        return models
 
     def _probe(self, round_: OpenRound, before: FloatVector, course: Course) -> None:
         """Ask sites for their loss of the round's mean snapshot, where the schedule wants to know."""

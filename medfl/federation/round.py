@@ -10,7 +10,6 @@ no clock.
 Simulation and service run this same code.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +56,11 @@ class FederationParts:
     stand_in: StandIn | None = None
     submodel: SubModel | None = None
     down: Changes | None = None
+
+    @property
+    def per_client(self) -> bool:
+        """Whether the sites of a round may be sent different values of the model."""
+        return self.submodel is not None and "per-client" in self.submodel.config.traits()
 
     @property
     def compares_sites(self) -> bool:
@@ -238,14 +242,8 @@ class Federation:
         """Where the values of the whole cohort lie, for sub-models that give every site of a round the same part."""
         return None if self.chooser is None else self.chooser.up(plan.choice(plan.cohort[0]), b"")
 
-    def part_key(self, plan: RoundPlan, site: str) -> str:
-        """The same for sites that are sent the same values of the model."""
-        if self.chooser is None or self.chooser.down(plan.choice(site)) is None:
-            return ""
-        return json.dumps(dict(plan.parts.get(site, {})), sort_keys=True)
-
     def sent(self, plan: RoundPlan, site: str) -> FloatVector:
-        """The values of the model that a site of the round is sent."""
+        """The values of the model that a site of the round is sent; the live model itself when that is all of it."""
         return self.model if self.chooser is None else taken(self.model, self.chooser.down(plan.choice(site)))
 
     def open(self, plan: RoundPlan, validate: Validate | None = None, sum_: RoundSum | None = None) -> OpenRound:

@@ -1,11 +1,12 @@
 """Cosine decay over rounds with a linear warm-up (Loshchilov & Hutter 2017), for learning rates."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from medfl.hyperparameters.base import Hyperparameter, HyperparameterConfig, Progress
+from medfl.hyperparameters.base import HyperparameterConfig
+from medfl.hyperparameters.by_round import ByRound
 
 
 class CosineConfig(HyperparameterConfig):
@@ -19,13 +20,9 @@ class CosineConfig(HyperparameterConfig):
         return min(self.end, self.start / max(1, self.warmup))
 
 
-class Cosine(Hyperparameter):
+class Cosine(ByRound):
     Config = CosineConfig
     config: CosineConfig
-
-    def __init__(self, config: CosineConfig) -> None:
-        super().__init__(config)
-        self._done = 0
 
     def value(self) -> float:
         c = self.config
@@ -33,12 +30,3 @@ class Cosine(Hyperparameter):
             return c.start * (self._done + 1) / c.warmup
         share = min(1.0, (self._done - c.warmup) / max(1, c.rounds - c.warmup))
         return c.end + (c.start - c.end) * (1 + math.cos(math.pi * share)) / 2
-
-    def update(self, progress: Progress) -> None:
-        self._done = progress.round
-
-    def state(self) -> dict[str, Any]:
-        return {"done": self._done}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._done = state["done"]

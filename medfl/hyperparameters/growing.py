@@ -12,11 +12,12 @@ interval. Costs nothing: no bytes, no state but the round's number. Does not loo
 """
 
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfl.hyperparameters.base import Hyperparameter, HyperparameterConfig, Progress
+from medfl.hyperparameters.base import HyperparameterConfig
+from medfl.hyperparameters.by_round import ByRound
 
 
 class GrowingConfig(HyperparameterConfig):
@@ -45,23 +46,10 @@ class GrowingConfig(HyperparameterConfig):
         return (*found, self.total - sum(found))
 
 
-class Growing(Hyperparameter):
+class Growing(ByRound):
     Config = GrowingConfig
     config: GrowingConfig
-
-    def __init__(self, config: GrowingConfig) -> None:
-        super().__init__(config)
-        self._done = 0
 
     def value(self) -> float:
         intervals = self.config.intervals
         return intervals[min(self._done, len(intervals) - 1)]
-
-    def update(self, progress: Progress) -> None:
-        self._done = progress.round
-
-    def state(self) -> dict[str, Any]:
-        return {"done": self._done}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._done = state["done"]

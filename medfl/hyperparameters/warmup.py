@@ -1,11 +1,12 @@
 """Listed values, one after the other; then the last one stays. The default is Deep Gradient Compression's warm-up of
 the density (Lin et al., ICLR 2018): 0.25, 0.063, 0.015, 0.004, 0.001 over the first rounds."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from medfl.hyperparameters.base import Hyperparameter, HyperparameterConfig, Progress
+from medfl.hyperparameters.base import HyperparameterConfig
+from medfl.hyperparameters.by_round import ByRound
 
 
 class WarmupConfig(HyperparameterConfig):
@@ -17,23 +18,10 @@ class WarmupConfig(HyperparameterConfig):
         return min(self.values)
 
 
-class Warmup(Hyperparameter):
+class Warmup(ByRound):
     Config = WarmupConfig
     config: WarmupConfig
-
-    def __init__(self, config: WarmupConfig) -> None:
-        super().__init__(config)
-        self._done = 0
 
     def value(self) -> float:
         c = self.config
         return c.values[min(self._done // c.rounds, len(c.values) - 1)]
-
-    def update(self, progress: Progress) -> None:
-        self._done = progress.round
-
-    def state(self) -> dict[str, Any]:
-        return {"done": self._done}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._done = state["done"]

@@ -26,7 +26,7 @@ from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.hyperparameters.base import HYPERPARAMETERS
 from medfl.learning.rules.base import RULES
-from medfl.plugins import Plugin, PluginConfig, PluginPoint
+from medfl.plugins import PluginConfig, PluginPoint
 from medfl.privacy.channels.base import CHANNELS
 from medfl.privacy.mechanisms.base import MECHANISMS
 from medfl.study.citations import papers, without_citations
@@ -191,25 +191,14 @@ def _distribution(point: EntryPoint) -> str:
 def _entry(place: Place, kind: str, target: str, origin: str) -> Entry:
     try:
         plugin = place.point.load(kind)
-        config = _config(plugin, kind) if place.keys else None
+        config = place.point.config(kind) if place.keys else None
     except MedflError as error:
         return Entry(place, kind, target, origin, "; ".join(fault.what for fault in error.faults))
-    except Exception as error:
-        # another's module may fail in any way when it is imported: that is its own fault and ends nothing here
-        return Entry(place, kind, target, origin, f"cannot be loaded from {target}: {type(error).__name__}: {error}")
     text = _text(plugin, config)
     if config is None:
         return Entry(place, kind, target, origin, text=text)
     given = required(place, kind, config)
     return Entry(place, kind, target, origin, "", text, config, given, _traits(config, kind, given))
-
-
-def _config(plugin: type[Plugin[Any]], kind: str) -> type[PluginConfig]:
-    """The configuration class of a plug-in; StudyError when it has none of this kind."""
-    config: Any = getattr(plugin, "Config", None)
-    if isinstance(config, type) and issubclass(config, PluginConfig) and config.model_fields["kind"].default == kind:
-        return config
-    raise StudyError.at(kind, f"has no Config (a PluginConfig) whose `kind` is {kind!r} by default")
 
 
 def _traits(config: type[PluginConfig], kind: str, given: Mapping[str, Any]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
     for name in _PAYLOADS:
         payload: Payload | None = getattr(reply, name)
         if payload is not None:
-            header[name] = {**payload.header(), "buffers": len(payload.buffers)}
+            header[name] = payload.described()
             buffers += payload.buffers
     if reply.notice:
         header["notice"] = True
@@ -73,14 +73,11 @@ def decode_reply(message: Buffer) -> TrainReply:
 
 def _vectors(header: dict[str, Any], buffers: list[memoryview]) -> dict[str, Any]:
     """The coded vectors of a reply by field; takes their descriptions off the header."""
-    found = {}
+    found: dict[str, Payload | None] = dict.fromkeys(_PAYLOADS)
     for name in _PAYLOADS:
         described = header.pop(name, None)
-        count = described.get("buffers") if isinstance(described, dict) else 0
-        if type(count) is not int or not 0 <= count <= len(buffers):
-            raise RunError.at("reply", f"describes a {name} that it does not carry")
-        found[name] = None if described is None else Payload.of(described, buffers[:count])
-        buffers = buffers[count:]
+        if described is not None:
+            found[name], buffers = Payload.first_of(described, buffers, "reply", f"a {name}")
     told = header.pop("notice", False) is True
     if len(buffers) != told:
         raise RunError.at("reply", f"carries {len(buffers)} buffers that it does not describe")

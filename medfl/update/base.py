@@ -71,6 +71,10 @@ class Payload:
     def header(self) -> dict[str, Any]:
         return {"codec": self.codec, "size": self.size, **({"meta": dict(self.meta)} if self.meta else {})}
 
+    def described(self) -> dict[str, Any]:
+        """The header with the number of buffers, for messages that carry several payloads."""
+        return {**self.header(), "buffers": len(self.buffers)}
+
     @classmethod
     def of(cls, header: Mapping[str, Any], buffers: list[memoryview]) -> "Payload":
         """The payload of a received message; RunError when its header does not describe one."""
@@ -79,3 +83,14 @@ class Payload:
         if not isinstance(codec, str) or type(size) is not int or size < 0 or not isinstance(meta, Mapping):
             raise RunError.at("message", "does not describe a coded vector by codec, size and meta")
         return cls(codec, size, tuple(buffers), meta)
+
+    @classmethod
+    def first_of(
+        cls, described: Any, buffers: list[memoryview], where: str, what: str
+    ) -> tuple["Payload", list[memoryview]]:
+        """The payload that a `described` header of a received message stands for, which the first buffers carry, and
+        the buffers after it; RunError, naming the message (`where`) and `what` it describes, when it carries none."""
+        count = described.get("buffers") if isinstance(described, Mapping) else 0
+        if type(count) is not int or not 0 <= count <= len(buffers):
+            raise RunError.at(where, f"describes {what} that it does not carry")
+        return cls.of(described, buffers[:count]), buffers[count:]

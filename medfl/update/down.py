@@ -70,7 +70,7 @@ class Changes:
         if held is None or held < self._since:
             return Payload(WHOLE, self.known.size, (as_bytes(self.known),), {"version": self.version})
         missed = [change for change in self._recent if change.version > held]
-        told = [{**change.payload.header(), "buffers": len(change.payload.buffers)} for change in missed]
+        told = [change.payload.described() for change in missed]
         buffers = tuple(buffer for change in missed for buffer in change.payload.buffers)
         return Payload(CHANGES, self.known.size, buffers, {"since": held, "version": self.version, "parts": told})
 
@@ -125,11 +125,8 @@ def _changed(payload: Payload, codec: Codec, size: int, state: SiteState) -> Flo
     known: FloatVector = state[_KNOWN]
     buffers = [memoryview(buffer) for buffer in payload.buffers]
     for part in told:
-        count = part.get("buffers")
-        if type(count) is not int or not 0 <= count <= len(buffers):
-            raise RunError.at("model", "describes changes that it does not carry")
-        known = known + codec.decode(Payload.of(part, buffers[:count]), size).dense()
-        buffers = buffers[count:]
+        change, buffers = Payload.first_of(part, buffers, "model", "changes")
+        known = known + codec.decode(change, size).dense()
     if buffers:
         raise RunError.at("model", f"carries {len(buffers)} buffers that it does not describe")
     return known

@@ -17,7 +17,13 @@ from medfl.report.svg import Drawings
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 99])
 @pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.999])
 def test_quantiles_are_those_of_student(probability: float, freedom: int) -> None:
-    assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-9)
+    assert stats.t.cdf(t_quantile(probability, freedom), freedom) == pytest.approx(probability, rel=1e-9)
+
+
+# Student's table of two-sided 95 %
+@pytest.mark.parametrize(("freedom", "tabled"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042)])
+def test_quantiles_are_those_of_the_tables(freedom: int, tabled: float) -> None:
+    assert t_quantile(0.975, freedom) == pytest.approx(tabled, abs=5e-4)
 
 
 def covered(half_of: float) -> float:

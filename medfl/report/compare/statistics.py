@@ -31,26 +31,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """The quantile (at least 0.5) of Student's t with a whole number of degrees of freedom, by bisection."""
-    low, high = 0.0, 1.0
-    while _t_distribution(high, freedom) < probability:
-        high *= 2
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_distribution(middle, freedom) < probability else (low, middle)
-    return (low + high) / 2
+    """The quantile of Student's t with a whole number of degrees of freedom."""
+    from scipy.special import stdtrit
 
-
-def _t_distribution(value: float, freedom: int) -> float:
-    """P(T <= value) for value >= 0: the finite series in the angle atan(value / sqrt(freedom)) (Abramowitz and Stegun,
-    26.7.3 and 26.7.4)."""
-    angle = math.atan(value / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2 == 1
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    # powers 1, 3, ... of the cosine for odd, 0, 2, ... for even degrees of freedom, up to freedom - 2
-    for power in range(1 if odd else 0, freedom - 1, 2):
-        total += term
-        term *= cosine**2 * (power + 1) / (power + 2)
-    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return 0.5 + inside / 2
+    return float(stdtrit(freedom, probability))

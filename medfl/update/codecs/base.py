@@ -22,6 +22,8 @@ from medfl.plugins import Plugin, PluginConfig, PluginPoint
 from medfl.update.base import Payload, Update
 from medfl.update.vector import FloatVector, Layout
 
+_HALF = np.float32(np.finfo(np.float16).max)
+
 
 class Codec(Plugin[PluginConfig], ABC):
     def bind(self, layout: Layout) -> None:
@@ -62,8 +64,27 @@ class Codec(Plugin[PluginConfig], ABC):
             raise RunError.at("update", f"has buffers of {found} bytes, expected {lengths}")
 
 
+class RememberingCodec(Codec):
+    """A codec that remembers: `encode_with` says how, and `encode` is its first vector."""
+
+    @abstractmethod
+    def encode_with(
+        self, update: Update, rng: np.random.Generator, state: MutableMapping[str, npt.NDArray[Any]]
+    ) -> Payload: ...
+
+    def encode(self, update: Update, rng: np.random.Generator) -> Payload:
+        return self.encode_with(update, rng, {})
+
+
 def dense_values(update: Update) -> FloatVector:
     return np.ascontiguousarray(update.dense())
+
+
+def as_halves(values: FloatVector) -> npt.NDArray[np.float16]:
+    """The values [k] in half precision: finite ones beyond +-65504 as the largest half; infinity and NaN stay so."""
+    halves = np.clip(values, -_HALF, _HALF).astype(np.float16)
+    np.copyto(halves, values, where=np.isinf(values), casting="same_kind")
+    return halves
 
 
 CODECS = PluginPoint(

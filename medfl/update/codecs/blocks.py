@@ -19,6 +19,7 @@ from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import Codec, dense_values
 from medfl.update.codecs.packing import Codes, pack, packed_length, unpack
 from medfl.update.codecs.rotation import SEEDS, Rotation, Rows, seed_of
+from medfl.update.inflate import inflate
 from medfl.update.vector import FloatVector
 from medfl.update.wire import Buffer, as_bytes
 
@@ -160,13 +161,7 @@ class BlockCodec(Codec):
             self.check(payload, size, (length,))
             return payload.buffers[0]
         self.check(payload, size, tuple(len(buffer) for buffer in payload.buffers[:1]) or (length,))
-        try:
-            if zstandard.frame_content_size(payload.buffers[0]) != length:
-                raise RunError.at("update", f"is compressed of another length than {length} bytes")
-            # the size above is the frame's own: nothing longer is ever allocated or written
-            return zstandard.ZstdDecompressor().decompress(payload.buffers[0], allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise RunError.at("update", f"is no whole zstd frame: {error}") from error
+        return inflate(payload.buffers[0], length, length)
 
 
 def says_not_finite(payload: Payload) -> bool:

@@ -7,10 +7,8 @@ import numpy as np
 
 from medfl.plugins import PluginConfig
 from medfl.update.base import Payload, Update
-from medfl.update.codecs.base import Codec, dense_values
+from medfl.update.codecs.base import Codec, as_halves, dense_values
 from medfl.update.wire import as_bytes
-
-_LARGEST = np.float32(np.finfo(np.float16).max)
 
 
 class Fp16Config(PluginConfig):
@@ -24,10 +22,7 @@ class Fp16(Codec):
     Config = Fp16Config
 
     def encode(self, update: Update, rng: np.random.Generator) -> Payload:
-        values = dense_values(update)
-        halves = np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
-        np.copyto(halves, values, where=np.isinf(values), casting="same_kind")
-        return Payload("fp16", update.size, (as_bytes(halves),))
+        return Payload("fp16", update.size, (as_bytes(as_halves(dense_values(update))),))
 
     def decode(self, payload: Payload, size: int) -> Update:
         self.check(payload, size, (2 * size,))

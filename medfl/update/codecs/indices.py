@@ -13,6 +13,7 @@ import numpy.typing as npt
 import zstandard
 
 from medfl.errors import RunError
+from medfl.update.inflate import inflate
 from medfl.update.wire import Buffer, as_bytes
 
 Indices = npt.NDArray[np.int64]
@@ -74,16 +75,3 @@ def positions(gaps: Indices, size: int) -> Indices:
     if gaps[-1] >= size:
         raise RunError.at("update", f"has indices up to {gaps[-1]} in a vector of {size} values", _REMEDY)
     return gaps
-
-
-def inflate(packed: Buffer, least: int, most: int) -> bytes:
-    """The content of one zstd frame. RunError, before it is expanded, unless it declares least..most bytes; and when
-    it is not a whole frame of what it declares."""
-    try:
-        declared = zstandard.frame_content_size(packed)
-        if not least <= declared <= most:
-            raise RunError.at("update", f"would expand to {declared} bytes, expected {least} to {most}", _REMEDY)
-        # a frame that declares nothing inside must not bring more: zero would mean "no limit"
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=max(1, most), allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise RunError.at("update", f"has bytes that do not decompress: {error}", _REMEDY) from error

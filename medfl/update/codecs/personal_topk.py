@@ -27,6 +27,7 @@ from pydantic import Field
 
 from medfl.errors import RunError
 from medfl.update.base import Payload, Update
+from medfl.update.codecs.base import RememberingCodec
 from medfl.update.codecs.indices import Indices
 from medfl.update.codecs.selection import largest
 from medfl.update.codecs.sparse import Precision, SparseCodec, SparseConfig, travelling, width
@@ -46,7 +47,7 @@ class PersonalTopKConfig(SparseConfig):
         return super().traits() | ({"by-tensor"} if self.floor else set())
 
 
-class PersonalTopK(SparseCodec):
+class PersonalTopK(RememberingCodec, SparseCodec):
     Config = PersonalTopKConfig
     config: PersonalTopKConfig
 
@@ -56,9 +57,6 @@ class PersonalTopK(SparseCodec):
 
     def bind(self, layout: Layout) -> None:
         self._bounds = np.array([slot.offset for slot in layout.slots] + [layout.size])
-
-    def encode(self, update: Update, rng: np.random.Generator) -> Payload:
-        return self.encode_with(update, rng, {})
 
     def encode_with(
         self, update: Update, rng: np.random.Generator, state: MutableMapping[str, npt.NDArray[Any]]

@@ -24,7 +24,7 @@ from pydantic import Field
 from medfl.errors import RunError
 from medfl.plugins import PluginConfig
 from medfl.update.base import Payload, Update
-from medfl.update.codecs.base import Codec, dense_values
+from medfl.update.codecs.base import RememberingCodec, dense_values
 from medfl.update.vector import FloatVector, Layout
 from medfl.update.wire import as_bytes
 
@@ -66,7 +66,7 @@ class _Matrix:
         return state[self.warm : self.warm + self.columns * rank].reshape(-1, rank)
 
 
-class PowerSgd(Codec):
+class PowerSgd(RememberingCodec):
     """A message is all factors, then everything else, as one row of float32. Until `bind` there are no matrices."""
 
     Config = PowerSgdConfig
@@ -96,9 +96,6 @@ class PowerSgd(Codec):
         """From a random start at least r / min(m, n) of a matrix's energy is kept, whatever its spectrum."""
         worst = max((min(matrix.rows, matrix.columns) for matrix in self._matrices), default=self.config.rank)
         return worst / self.config.rank - 1
-
-    def encode(self, update: Update, rng: np.random.Generator) -> Payload:
-        return self.encode_with(update, rng, {})
 
     def encode_with(
         self, update: Update, rng: np.random.Generator, state: MutableMapping[str, npt.NDArray[Any]]

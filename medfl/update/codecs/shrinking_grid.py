@@ -18,6 +18,7 @@ from pydantic import Field
 from medfl.errors import RunError
 from medfl.plugins import PluginConfig
 from medfl.update.base import Payload, Update
+from medfl.update.codecs.base import RememberingCodec
 from medfl.update.codecs.blocks import BlockCodec, says_not_finite
 from medfl.update.codecs.symmetric import Symmetric
 
@@ -36,15 +37,12 @@ class ShrinkingGridConfig(PluginConfig):
         return frozenset({"lossy", "support-dense", "scale-static"})
 
 
-class ShrinkingGrid(BlockCodec):
+class ShrinkingGrid(RememberingCodec, BlockCodec):
     Config = ShrinkingGridConfig
     config: ShrinkingGridConfig
 
     def omega(self, size: int) -> float:
         return np.inf
-
-    def encode(self, update: Update, rng: np.random.Generator) -> Payload:
-        return self.encode_with(update, rng, {})
 
     def encode_with(
         self, update: Update, rng: np.random.Generator, state: MutableMapping[str, npt.NDArray[Any]]

@@ -19,7 +19,7 @@ from medfl.hyperparameters.base import HYPERPARAMETERS, HyperparameterConfig
 from medfl.hyperparameters.constant import ConstantConfig
 from medfl.plugins import PluginConfig
 from medfl.update.base import Payload, Update
-from medfl.update.codecs.base import Codec
+from medfl.update.codecs.base import Codec, as_halves
 from medfl.update.codecs.indices import Indices
 from medfl.update.vector import FloatVector
 from medfl.update.wire import Buffer, as_bytes
@@ -27,7 +27,6 @@ from medfl.update.wire import Buffer, as_bytes
 Precision = Literal["fp32", "fp16", "int8"]
 
 _WIDTH = {"fp32": 4, "fp16": 2, "int8": 1}
-_HALF = np.float32(np.finfo(np.float16).max)
 _BLOCK = 256
 _NOT_FINITE = -128
 # the largest scale: 127 times it is still a float32
@@ -116,9 +115,7 @@ def pack_values(values: FloatVector, precision: Precision) -> tuple[Buffer, ...]
     if precision == "fp32":
         return (as_bytes(values),)
     if precision == "fp16":
-        halves = np.clip(values, -_HALF, _HALF).astype(np.float16)
-        np.copyto(halves, values, where=np.isinf(values), casting="same_kind")
-        return (as_bytes(halves),)
+        return (as_bytes(as_halves(values)),)
     finite = np.isfinite(values)
     blocks = _in_blocks(np.where(finite, values, np.float32(0)))
     scales = np.minimum(np.abs(blocks).max(axis=1, initial=0) / np.float32(127), _SCALE)

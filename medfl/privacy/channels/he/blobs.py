@@ -9,8 +9,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import zstandard
-
+from medfl.errors import RunError
+from medfl.update.inflate import inflate as zstd_frame
 from medfl.update.wire import Buffer
 
 BATCH = 128
@@ -54,13 +54,11 @@ def inflate(blob: Buffer, most: int) -> bytes:
     if _size(view) != len(view):
         raise BadBlobError("is not one whole object")
     body, mode = view[_HEADER.size :], view[5]
-    try:
-        if mode == _ZSTD:
-            size = zstandard.get_frame_parameters(body).content_size
-            if size <= most or size == zstandard.CONTENTSIZE_UNKNOWN:  # `max_output_size` rules unknown sizes only
-                return zstandard.ZstdDecompressor().decompress(body, max_output_size=most)
-    except zstandard.ZstdError as error:
-        raise BadBlobError(f"cannot be inflated: {error}") from error
+    if mode == _ZSTD:
+        try:
+            return zstd_frame(body, 0, most, streamed=True)
+        except RunError as error:
+            raise BadBlobError(f"cannot be inflated: {error.faults[0].what}") from error
     if mode == _PLAIN and len(body) <= most:
         return bytes(body)
     raise BadBlobError("is larger than it can be, or compressed in an unknown way")
