@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, Engine, Select, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -172,27 +172,6 @@ class Journal:
             for name, array in {_RELEASE: total, **changed}.items():
                 _write(connection, name, array)
 
-    def count_once(self, round_: int, site: str, message_id: str, digest: str, kind: str = "message") -> bool:
-        """Count a message that takes effect at once; False when it was counted before. RunError when the same id comes
-        with another digest. An update takes effect with its round: name it to `commit` instead, or a coordinator that
-        dies before that loses it for good."""
-        message = Counted(site, message_id, digest, kind)
-        with self._transaction() as connection:
-            before = _count(connection, round_, message)
-        if before is not None:
-            self._require_same(message, before)
-        return before is None
-
-    def was_counted(self, site: str, message_id: str, digest: str) -> bool:
-        """Whether a message was counted, so that a copy of it is answered and not used. RunError when the same id came
-        with another digest."""
-        message = Counted(site, message_id, digest)
-        with self._transaction() as connection:
-            before = connection.execute(_same_id(message)).first()
-        if before is not None:
-            self._require_same(message, before)
-        return before is not None
-
     def messages(self) -> Iterator[dict[str, Any]]:
         """The counted messages: round, site, id, kind, digest and time, by round and site."""
         order = select(_messages).order_by(_messages.c.round, _messages.c.site, _messages.c.id)
@@ -269,15 +248,12 @@ class Journal:
             before = _count(connection, round_, message)
             if before is None:
                 continue
-            self._require_same(message, before)
+            if before.digest != message.digest:
+                what = f"came with the digest {before.digest[:12]} before and with {message.digest[:12]} now"
+                raise RunError.at(_place_of(message), what, "a site gives each message an id of its own; ask the site")
             if before.round != round_:
                 what = f"was counted in round {before.round} and cannot count in round {round_} too"
                 raise RunError.at(_place_of(message), what, "go on with --resume")
-
-    def _require_same(self, message: Counted, before: Any) -> None:
-        if before.digest != message.digest:
-            what = f"came with the digest {before.digest[:12]} before and with {message.digest[:12]} now"
-            raise RunError.at(_place_of(message), what, "a site gives each message an id of its own; ask the site")
 
     @contextmanager
     def _closed_on_error(self) -> Iterator[None]:
@@ -347,16 +323,13 @@ def _put(connection: Connection, key: str, value: Any) -> None:
     connection.execute(insert(_run).values(key=key, value=value))
 
 
-def _same_id(message: Counted) -> Select[Any]:
-    return select(_messages).where(_messages.c.site == message.site, _messages.c.id == message.id)
-
-
 def _count(connection: Connection, round_: int, message: Counted) -> Any:
     """Count a message; None, or what was counted under its id before."""
     insert_ = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     row = {**message._asdict(), "round": round_, "at": datetime.now(UTC)}
     new = connection.execute(insert_(_messages).values(row).on_conflict_do_nothing().returning(_messages.c.id)).first()
-    return None if new else connection.execute(_same_id(message)).one()
+    same = select(_messages).where(_messages.c.site == message.site, _messages.c.id == message.id)
+    return None if new else connection.execute(same).one()
 
 
 def _place_of(message: Counted) -> str:

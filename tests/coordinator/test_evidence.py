@@ -15,7 +15,6 @@ from toys.runs import SITE, SITES, make_private, play
 
 from medfl.audit.log import AuditLog
 from medfl.coordinator.evidence import evidence
-from medfl.coordinator.journal import Journal
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
 from medfl.errors import InputError
@@ -44,10 +43,12 @@ def sql(run: Path, *statements: str) -> None:
 
 def count_messages(run: Path) -> None:
     """As a service would have: one message an admitted update."""
-    with closing(Journal.open(run / "journal.db")) as journal:
-        for record in journal.rounds():
-            for site in record["verdicts"]:
-                assert journal.count_once(record["round"], site, f"update-{record['round']}", "d", "update")
+    sql(
+        run,
+        "INSERT INTO messages (round, site, id, kind, digest, at) "
+        "SELECT number, site.key, 'update-' || number, 'update', 'd', committed_at "
+        "FROM rounds, json_each(record, '$.verdicts') AS site",
+    )
 
 
 def rewrite_model(run: Path) -> None:

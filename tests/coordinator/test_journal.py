@@ -59,6 +59,10 @@ def commit(journal: Journal, round_: int, arrays: Any = None, counted: Any = ())
     journal.commit({"round": round_, "moved": True}, {"round": round_}, arrays, {"east": {"outcome": "admit"}}, counted)
 
 
+def counted_ids(journal: Journal) -> list[tuple[str, str]]:
+    return [(found["site"], found["id"]) for found in journal.messages()]
+
+
 def whole(journal: Journal, round_: int) -> None:
     """Everything of rounds 1 to `round_`, and nothing of the next."""
     assert [record["round"] for record in journal.rounds()] == [*range(1, round_ + 1)]
@@ -105,7 +109,7 @@ def test_what_was_kept_comes_back(home: Home) -> None:
 def test_times_are_utc_in_one_form(home: Home) -> None:
     with closing(home.create()) as journal:
         journal.note(1, "plan", {})
-        journal.count_once(1, "east", "m", "d")
+        commit(journal, 1, counted=[Counted("east", "m", "d")])
         stamps = [next(journal.events())["at"], next(journal.messages())["at"]]
     assert all(stamp[10] == "T" and "+" not in stamp for stamp in stamps)
 
@@ -181,9 +185,9 @@ def test_damage_is_found(home: Home) -> None:
 
 def test_threads_share_a_journal(home: Home) -> None:
     with closing(home.create()) as journal, ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda number: journal.count_once(1, "east", str(number % 10), "d"), range(40)))
-        assert sum(done) == 10
-        assert len(list(journal.messages())) == 10
+        list(pool.map(lambda number: commit(journal, number, {}, [Counted("east", str(number), "d")]), range(1, 41)))
+        assert [record["round"] for record in journal.rounds()] == list(range(1, 41))
+        assert len(list(journal.messages())) == 40
 
 
 # a round is there whole or not at all
@@ -204,7 +208,7 @@ def test_a_commit_that_breaks_off_leaves_nothing(home: Home, method: str, monkey
             commit(journal, 2, counted=[Counted("east", "m2", "d")])
         monkeypatch.undo()
         whole(journal, 1)
-        assert not journal.was_counted("east", "m2", "d")
+        assert counted_ids(journal) == [("east", "m1")]
         commit(journal, 2, counted=[Counted("east", "m2", "d")])
         whole(journal, 2)
 
@@ -239,29 +243,17 @@ def test_a_round_is_committed_once(home: Home) -> None:
 # messages count once
 
 
-def test_a_message_counts_once(home: Home) -> None:
-    with closing(home.create()) as journal:
-        assert journal.count_once(1, "east", "m1", "aa")
-        assert not journal.count_once(1, "east", "m1", "aa") and not journal.count_once(2, "east", "m1", "aa")
-        assert journal.count_once(1, "west", "m1", "bb"), "ids are a site's own"
-        assert journal.was_counted("east", "m1", "aa") and not journal.was_counted("east", "m2", "aa")
-        for ask in (lambda: journal.count_once(1, "east", "m1", "cc"), lambda: journal.was_counted("east", "m1", "cc")):
-            with pytest.raises(RunError, match=r"site east, message m1: .*digest"):
-                ask()
-        assert [(found["site"], found["digest"]) for found in journal.messages()] == [("east", "aa"), ("west", "bb")]
-
-
 def test_a_commit_counts_its_messages(home: Home) -> None:
     with closing(home.create()) as journal:
         first = [Counted("east", "m1", "aa"), Counted("west", "m1", "bb")]
         commit(journal, 1, counted=first)
         assert [(found["round"], found["kind"]) for found in journal.messages()] == [(1, "update")] * 2
-        assert journal.was_counted("west", "m1", "bb")
+        assert counted_ids(journal) == [("east", "m1"), ("west", "m1")], "ids are a site's own"
         for again, why in ((first[0], "counted in round 1"), (Counted("west", "m1", "cc"), "digest")):
-            with pytest.raises(RunError, match=why):
+            with pytest.raises(RunError, match=rf"site {again.site}, message m1: .*{why}"):
                 commit(journal, 2, counted=[Counted("east", "m2", "dd"), again])
         whole(journal, 1)
-        assert not journal.was_counted("east", "m2", "dd"), "what is not committed was not counted"
+        assert ("east", "m2") not in counted_ids(journal), "what is not committed was not counted"
 
 
 def test_the_messages_of_an_opened_sum_stay_counted(home: Home) -> None:
@@ -269,7 +261,7 @@ def test_the_messages_of_an_opened_sum_stay_counted(home: Home) -> None:
         used = [Counted("east", "m1", "aa")]
         journal.keep_release({"outcome": {"plan": {"round": 1}}}, np.array([1], np.int32), {}, used)
     with closing(home.open()) as journal:
-        assert journal.was_counted("east", "m1", "aa")
+        assert counted_ids(journal) == [("east", "m1")]
         commit(journal, 1, counted=used)
         assert len(list(journal.messages())) == 1 and journal.release() is None
 
