@@ -4,14 +4,13 @@ One executor has one network and serves any number of sites one after another: t
 nothing is built again.
 """
 
-import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ from medfl.learning.flat import FlatNetwork, seeded
 from medfl.learning.messages import SNAPSHOT, STEPS, TrainOrder, TrainReply, planned_steps
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
 from medfl.learning.partial import PartialTraining, setup_of
+from medfl.learning.patients.sites import PrivateSites
 from medfl.learning.randomness import generator, torch_seed
 from medfl.learning.resume import Bookmark, LocalTraining, setup_digest
 from medfl.learning.rules.base import LocalContext, LocalRule
@@ -40,12 +40,6 @@ from medfl.update.pipeline import UploadPipeline
 from medfl.update.submodels.base import Choice, Start, SubModel, embedded
 from medfl.update.vector import FloatVector
 from medfl.update.wire import as_bytes
-
-if TYPE_CHECKING:
-    from medfl.learning.patients.base import PatientEngine
-    from medfl.learning.patients.private_sgd import PrivateSgd
-
-log = logging.getLogger(__name__)
 
 StepDone = Callable[[int, int], None]
 """Called after local steps with (done, planned)."""
@@ -84,8 +78,7 @@ class SiteExecutor:
         parts.pipeline.codec.bind(self.network.layout)
         parts.plan.bind(parts.task.config.classes)
         parts.submodel.bind(setup_of(parts.task, parts.seed, self.network.layout))
-        self._engine: PatientEngine | None = None
-        self._private: dict[str, PrivateSgd] = {}
+        self._private = PrivateSites(self.network, parts.task)
 
     def train(
         self,
@@ -305,7 +298,7 @@ class SiteExecutor:
         """Steps and payload of a round under patient-level privacy. The charge comes before the patients are drawn."""
         plan = disclosure.plan
         context = self._begin(order, model, state, plan.steps)
-        private = self._private_sgd(samples, disclosure)
+        private = self._private.of(samples, disclosure)
         permit = disclosure.permit(order.round)
         if plan.kind == "patient":
             grid = Grid.of(order.values)
@@ -318,24 +311,6 @@ class SiteExecutor:
         for rule in self.parts.rules:
             rule.finish(context)
         return plan.steps, self._upload(model, order, state, cases, tamper, context)
-
-    def _private_sgd(self, samples: SampleSet, disclosure: Disclosure) -> "PrivateSgd":
-        """The site's sampler and engine, made once."""
-        from medfl.learning.patients.choice import choose
-        from medfl.learning.patients.private_sgd import PrivateSgd
-        from medfl.learning.patients.sampling import PatientIndex, PatientSampler, Sampling
-
-        if disclosure.site not in self._private:
-            config = disclosure.sampling
-            sampling = Sampling(config.sampling_rate, config.views, config.images)
-            sampler = PatientSampler(samples, PatientIndex.of(samples), sampling)
-            if self._engine is None:
-                self._engine, reason = choose(config.engine, self.network, self.parts.task, sampler.examples())
-                log.info("per-patient gradients by %s: %s", self._engine.name, reason)
-            patients = disclosure.plan.patients[disclosure.site]
-            clip, step = disclosure.plan.clip, disclosure.fine.step
-            self._private[disclosure.site] = PrivateSgd(self._engine, sampler, clip, patients, step)
-        return self._private[disclosure.site]
 
     def _rng(self, purpose: str, order: TrainOrder) -> np.random.Generator:
         return generator(self.parts.seed, purpose, order.round, order.site)
