@@ -40,6 +40,10 @@ def compare(
     data: Data = None,
     rounds: Rounds = None,
     overrides: Annotated[list[str] | None, set_option("all variants")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A metric of the table, default the task's primary one; repeatable."),
+    ] = None,
     workers: Workers = None,
     cache: Cache = None,
     json: Json = False,
@@ -51,15 +55,16 @@ def compare(
     Example: medfl compare configs/pneumonia.yaml --variants variants.yaml --rounds 3
     """
     from medfl.report.compare import page, results
-    from medfl.report.compare.variants import plan, read_variants, same_images
+    from medfl.report.compare.variants import known_metrics, plan, read_variants, same_images
 
     folder = out or Path("runs") / f"compare-{study.stem}"
     common = _common(study, _seeds(seeds), folder, sites, data, overridden(rounds, overrides), cache)
     named = read_variants(variants)
     plans = plan(named, variants, common)
+    asked = known_metrics(metric or [], plans[0].inputs.study)
     notes = same_images(plans)
     outcomes = _run(plans, workers)
-    found = results.compare(plans[0].inputs.study.name, named, outcomes, folder, notes)
+    found = results.compare(plans[0].inputs.study.name, named, outcomes, folder, notes, asked)
     page.write(found, folder)
     if json:
         print_json({"out": str(folder), **found.to_json()})
@@ -145,7 +150,7 @@ def _print(found: "Comparison", folder: Path) -> None:
     for name in columns(found):
         table.add_column(name, justify="right")
     for row in found.rows:
-        table.add_row(escape(row.name), *map(escape, cells(row)))
+        table.add_row(escape(row.name), *map(escape, cells(found, row)))
     screen = result()
     if not screen.is_terminal:
         # whoever reads a file can scroll

@@ -66,6 +66,12 @@ def test_two_variants_with_two_seeds(command: Command, monkeypatch: pytest.Monke
     metric = plain["over_seeds"]["metric"]
     assert metric["low"] < metric["mean"] < metric["high"]
     assert plain["difference_to_first"] is None
+    recorded = [command.summary("half", seed)["metrics"]["global"] for seed in (0, 1)]
+    assert [run["metrics"] for run in half["runs"]] == recorded
+    assert half["metrics"].keys() == recorded[0].keys() > {"auroc", "loss", "f1"}
+    assert half["metrics"]["loss"]["over_seeds"]["values"] == [own["loss"]["value"] for own in recorded]
+    assert half["difference_to_first"]["values"]
+    assert half["metrics"]["auroc"]["difference_to_first"] == half["difference_to_first"]
     assert json.loads((command.out / "compare.json").read_text())["variants"] == found["variants"]
     _page(command.out / "compare.html", ("plain", "half"))
 
@@ -78,6 +84,14 @@ def test_two_variants_with_two_seeds(command: Command, monkeypatch: pytest.Monke
     assert code == 0
     assert "± " in out
     assert "compare.html" in out
+    assert "Loss" not in out
+
+    # other metrics cost no run either
+    code, out, _ = command(variants, "--metric", "loss", "--metric", "recall", "--metric", "loss")
+    assert code == 0
+    assert all(name in out for name in ("Loss", "Loss minus plain", "Recall minus plain"))
+    assert "AUROC" not in out and "worst site" not in out
+    assert "Recall minus plain" in (command.out / "compare.html").read_text(encoding="utf-8")
 
 
 def _page(path: Path, names: Sequence[str]) -> None:
@@ -210,6 +224,14 @@ def test_other_tasks_cannot_be_compared(command: Command) -> None:
     code, _, err = command({"plain": [], "other": {"study": "other.yaml"}})
     assert code == 2
     assert "other: task.kind: is segmentation, and that of plain is classification" in err
+
+
+def test_a_metric_that_the_task_does_not_have(command: Command) -> None:
+    code, _, err = command({"plain": []}, "--metric", "dice", "--metric", "auroc", "--metric", "hd95")
+    assert code == 2
+    assert "--metric dice: is no metric of classification" in err and "--metric hd95" in err
+    assert "--metric auroc" not in err and "balanced_accuracy" in err
+    assert not command.out.exists()
 
 
 @pytest.mark.parametrize("seeds", ["", "a", "1,1", "-1", "0,,1", str(2**32)])

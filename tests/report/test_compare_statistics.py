@@ -1,9 +1,11 @@
 """Means over seeds: intervals that hold, and what the figures and tables make of them."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -70,6 +72,7 @@ RUN = Run(
     epsilon=None,
     unit=None,
     seconds=12.0,
+    metrics={"auroc": {"value": 0.8, "n": 40}, "loss": {"value": 0.5, "n": 40}, "f1": {"value": None, "n": 0}},
     course=(Step(1, 1000, 0.5), Step(2, 2000, 0.8)),
 )
 
@@ -83,7 +86,8 @@ def row(name: str, *runs: Run) -> Row:
 
 
 def test_cells_split_bytes_and_keep_evaluation_apart() -> None:
-    cells = dict(zip(page.columns(comparison(row("a", RUN))), page.cells(row("a", RUN)), strict=True))
+    found = comparison(row("a", RUN))
+    cells = dict(zip(page.columns(found), page.cells(found, found.rows[0]), strict=True))
     assert cells["AUROC"] == "0.800"
     assert cells["worst site"] == "0.700 (east)"
     assert (cells["up"], cells["down"], cells["evaluation"]) == ("2 MB", "3 MB", "30 B")
@@ -92,7 +96,8 @@ def test_cells_split_bytes_and_keep_evaluation_apart() -> None:
 
 def test_epsilon_is_the_largest_of_the_seeds() -> None:
     runs = [replace(RUN, seed=seed, epsilon=epsilon, unit="patient") for seed, epsilon in enumerate((2.0, 4.0, 3.0))]
-    assert "4 per patient" in page.cells(row("a", *runs))
+    found = comparison(row("a", *runs))
+    assert "4 per patient" in page.cells(found, found.rows[0])
 
 
 def test_figures_draw_every_variant_and_bars_over_seeds() -> None:
@@ -112,6 +117,29 @@ def test_figures_draw_every_variant_and_bars_over_seeds() -> None:
     places = [line.get_transform().transform((5_000_000, 0.8))[0] for line in (still, again)]
     assert places[0] != places[1]
     assert "<svg" in Drawings().inline(figure, "")
+
+
+def test_other_metrics_stand_in_the_table_with_their_own_difference() -> None:
+    before = replace(RUN, metrics={"auroc": {"value": 0.9, "n": 40}, "loss": {"value": 0.2, "n": 40}})
+    found = comparison(row("a", before), replace(row("b", RUN), differences={"loss": estimate([0.3])}))
+    found = replace(found, asked=("loss", "f1", "auroc"))
+    cells = dict(zip(page.columns(found), page.cells(found, found.rows[1]), strict=True))
+    assert list(cells)[:7] == ["Loss", "Loss minus a", "F1", "F1 minus a", "AUROC", "AUROC minus a", "worst site"]
+    assert (cells["Loss"], cells["Loss minus a"], cells["F1"]) == ("0.500", "+0.300", "–")
+    assert "worst site" not in page.columns(replace(found, asked=("loss",)))
+
+
+def distinct(looks: Callable[[int], tuple[Any, ...]], count: int) -> bool:
+    """Whether colour and marker, and colour and dashes, tell so many variants apart."""
+    found = [looks(number) for number in range(count)]
+    return len({look[:2] for look in found}) == len({(look[0], look[2]) for look in found}) == count
+
+
+def test_more_variants_than_colours_can_be_told_apart() -> None:
+    assert distinct(figures.looks, 64)
+    assert all(len({look[part] for look in map(figures.looks, range(8))}) == 8 for part in range(3))
+    # colour and marker that turn together begin anew with the ninth
+    assert not distinct(lambda number: figures.looks(number % 8), 9)
 
 
 def test_nothing_to_draw() -> None:

@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_COLUMNS = 5
+"""Names a line of the legend."""
+_MARKS = 12
+"""Markers on a line at most, so that they can be told apart."""
 _NEAR, _STEP = 0.03, 9.0
 """Variants whose bytes differ by less than this share are drawn this many typographic points apart."""
+
+
+def looks(number: int) -> tuple[str, str, Any]:
+    """Colour, marker and dashes of a variant by its number from 0: of 64 no two have colour and marker in common, and
+    the first eight differ in each."""
+    turn = number + number // len(SERIES)
+    return SERIES[number % len(SERIES)], _MARKERS[turn % len(_MARKERS)], DASHES[turn % len(DASHES)]
 
 
 def against_bytes(found: Comparison) -> "Figure | None":
@@ -26,12 +37,12 @@ def against_bytes(found: Comparison) -> "Figure | None":
     if not points:
         return None
     with style():
-        figure, axes = _figure(4.2)
+        figure, axes = _figure(4.2, len(points))
         handles = [_draw(axes, point, _aside(point, points)) for point in points]
         reach = [edge for point in points for edge in (point.metric.low, point.metric.high) if edge is not None]
         _limits(axes, [value for point in points for value in point.sent], [*reach, *_measured(points)])
         _finish(axes, f"{label(found.primary)} on the {found.split} images")
-        figure.legend(handles, [point.name for point in points], loc="outside lower center", ncols=5)
+        figure.legend(handles, [point.name for point in points], loc="outside lower center", ncols=_COLUMNS)
     return figure
 
 
@@ -42,25 +53,26 @@ def courses(found: Comparison) -> "Figure | None":
     if not rows:
         return None
     with style():
-        figure, axes = _figure(3.8)
+        figure, axes = _figure(3.8, len(rows))
         for number, row in enumerate(found.rows):
             if course := _mean_course(row):
-                look: dict[str, Any] = {
-                    "color": SERIES[number % len(SERIES)],
-                    "linestyle": DASHES[number % len(DASHES)],
-                }
-                axes.plot(*zip(*course, strict=True), linewidth=1.5, label=row.name, **look)
+                colour, marker, dashes = looks(number)
+                look: dict[str, Any] = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 5.5}
+                every = -(-len(course) // _MARKS)
+                axes.plot(*zip(*course, strict=True), linewidth=1.5, label=row.name, markevery=every, **look)
         sent = [point for row in rows for point, _ in _mean_course(row)]
         axes.set_xlim(min(sent) / 1.1, max(sent) * 1.1)
         _finish(axes, f"{label(found.primary)} on the validation images, mean over seeds")
-        figure.legend(loc="outside lower center", ncols=5)
+        figure.legend(loc="outside lower center", ncols=_COLUMNS)
     return figure
 
 
-def _figure(height: float) -> "tuple[Figure, Axes]":
+def _figure(height: float, named: int) -> "tuple[Figure, Axes]":
+    """A figure that names so many variants below. height: in inches, with one line of names."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    lines = -(-named // _COLUMNS)
+    figure = Figure(figsize=(WIDTH, height + 0.2 * (lines - 1)), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -101,7 +113,7 @@ def _draw(axes: "Axes", point: _Point, aside: float) -> "Artist":
     """Draw a variant; returns what stands for it in the legend."""
     from matplotlib.transforms import ScaledTranslation
 
-    colour, marker = SERIES[point.number % len(SERIES)], _MARKERS[point.number % len(_MARKERS)]
+    colour, marker, _ = looks(point.number)
     place = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
     if len(point.marks) > 1:
         sent, measured = zip(*point.marks, strict=True)

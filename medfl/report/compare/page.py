@@ -33,7 +33,9 @@ def _context(found: Comparison) -> dict[str, Any]:
         "found": found,
         "first": found.rows[0].name,
         "columns": columns(found),
-        "table": [(row, cells(row)) for row in found.rows],
+        "metrics": [text.label(name) for name in found.shown],
+        "others": [name for name in found.shown if name != found.primary],
+        "table": [(row, cells(found, row)) for row in found.rows],
         "plots": drawn,
         "confidence": f"{CONFIDENCE:.0%}".replace("%", " %"),
     }
@@ -41,27 +43,22 @@ def _context(found: Comparison) -> dict[str, Any]:
 
 def columns(found: Comparison) -> list[str]:
     """Headings of the table, after the variant's name."""
-    return [
-        text.label(found.primary),
-        f"minus {found.rows[0].name}",
-        "worst site",
-        "rounds",
-        "up",
-        "down",
-        "evaluation",
-        "ε",
-        "seconds",
-    ]
+    metrics = []
+    for name in found.shown:
+        minus = f"minus {found.rows[0].name}"
+        metrics += [text.label(name), minus if len(found.shown) == 1 else f"{text.label(name)} {minus}"]
+        metrics += ["worst site"] if name == found.primary else []
+    return [*metrics, "rounds", "up", "down", "evaluation", "ε", "seconds"]
 
 
-def cells(row: Row) -> list[str]:
+def cells(found: Comparison, row: Row) -> list[str]:
     """A variant's line of the table; means over seeds, with the interval where there is more than one."""
-    worst = row.over_seeds("worst")
-    names = sorted({run.worst_site for run in row.runs if run.worst_site})
+    metrics = []
+    for name in found.shown:
+        metrics += [interval(row.metric(name)), interval(row.differences.get(name), signed=True)]
+        metrics += [_worst(row)] if name == found.primary else []
     return [
-        interval(row.over_seeds("metric")),
-        interval(row.difference, signed=True),
-        interval(worst) + (f" ({names[0]})" if len(names) == 1 else ""),
+        *metrics,
         _plain(row.over_seeds("rounds")),
         _bytes(row, "up_bytes"),
         _bytes(row, "down_bytes"),
@@ -69,6 +66,12 @@ def cells(row: Row) -> list[str]:
         _epsilon(row),
         _plain(row.over_seeds("seconds")),
     ]
+
+
+def _worst(row: Row) -> str:
+    """The lowest site, with its name where it is the same one with every seed."""
+    names = sorted({run.worst_site for run in row.runs if run.worst_site})
+    return interval(row.over_seeds("worst")) + (f" ({names[0]})" if len(names) == 1 else "")
 
 
 def interval(found: Estimate | None, signed: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One finished run. Bytes are those of training, and of evaluation apart. worst: lowest metric of a site that takes
-    part, and its name."""
+    """One finished run. Bytes are those of training, and of evaluation apart. metric, n, worst: of the primary metric;
+    the lowest of a site that takes part, and its name. metrics: all of the final evaluation over all sites together,
+    as `metrics.global` of `summary.json`."""
 
     seed: int
     folder: str
@@ -40,33 +41,49 @@ class Run:
     epsilon: float | None
     unit: str | None
     seconds: float
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     course: tuple[Step, ...] = ()
 
     @property
     def bytes(self) -> int:
         return self.up_bytes + self.down_bytes
 
+    def value(self, metric: str) -> float | None:
+        """A metric over all sites together; None where the run has no number for it."""
+        value: float | None = self.metrics.get(metric, {}).get("value")
+        return value
+
 
 @dataclass(frozen=True)
 class Row:
-    """One variant. failed: reason by seed. difference: to the first variant, over the seeds that both finished."""
+    """One variant. failed: reason by seed. differences: by metric, to the first variant, over the seeds that both
+    finished; empty for the first."""
 
     name: str
     study: str | None
     changes: tuple[str, ...]
     runs: tuple[Run, ...]
     failed: Mapping[int, str]
-    difference: Estimate | None = None
+    differences: Mapping[str, Estimate | None] = field(default_factory=dict)
 
     def over_seeds(self, name: str) -> Estimate | None:
-        """A number of the runs ("metric", "bytes", ...) over seeds; None where no run has it."""
-        values = [getattr(run, name) for run in self.runs]
-        return estimate([float(value) for value in values if value is not None])
+        """A number of the runs ("worst", "bytes", ...) over seeds; None where no run has it."""
+        return _estimate(getattr(run, name) for run in self.runs)
+
+    def metric(self, name: str) -> Estimate | None:
+        """A metric over seeds; None where no run has it."""
+        return _estimate(run.value(name) for run in self.runs)
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics that a run recorded."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.metrics))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All variants. primary: the metric; split: what it was measured on; notes: what a reader should know."""
+    """All variants. primary: the metric of figures and of the worst site; split: what metrics were measured on; notes:
+    what a reader should know; asked: the metrics of the table, the primary when there are none."""
 
     study: str
     task: str
@@ -75,6 +92,12 @@ class Comparison:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The metrics of the table."""
+        return self.asked or (self.primary,)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -84,7 +107,7 @@ class Comparison:
             "split": self.split,
             "seeds": list(self.seeds),
             "confidence": CONFIDENCE,
-            "variants": {row.name: _row_json(row) for row in self.rows},
+            "variants": {row.name: _row_json(row, self.primary) for row in self.rows},
             "notes": list(self.notes),
         }
 
@@ -102,26 +125,42 @@ _NUMBERS = (
 )
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _estimate(values: Iterable[float | None]) -> Estimate | None:
+    return estimate([float(value) for value in values if value is not None])
+
+
+def _row_json(row: Row, primary: str) -> dict[str, Any]:
     numbers = {name: row.over_seeds(name) for name in _NUMBERS}
+    difference = row.differences.get(primary)
     return {
         "study": row.study,
         "set": list(row.changes),
         "failed": {str(seed): reason for seed, reason in row.failed.items()},
         "over_seeds": {name: found and asdict(found) for name, found in numbers.items()},
-        "difference_to_first": row.difference and asdict(row.difference),
+        "difference_to_first": difference and asdict(difference),
+        "metrics": {name: _metric_json(row, name) for name in row.metrics},
         "runs": [asdict(run) for run in row.runs],
     }
 
 
+def _metric_json(row: Row, name: str) -> dict[str, Any]:
+    found, difference = row.metric(name), row.differences.get(name)
+    return {"over_seeds": found and asdict(found), "difference_to_first": difference and asdict(difference)}
+
+
 def compare(
-    study: str, variants: Mapping[str, Variant], outcomes: Sequence[Outcome], out: Path, notes: Iterable[str] = ()
+    study: str,
+    variants: Mapping[str, Variant],
+    outcomes: Sequence[Outcome],
+    out: Path,
+    notes: Iterable[str] = (),
+    asked: tuple[str, ...] = (),
 ) -> Comparison:
     """The comparison of finished and failed runs. study: its name; out: the folder that run folders are named from."""
     rows = [_row(name, variant, [one for one in outcomes if one.plan.variant == name], out)
             for name, variant in variants.items()]  # fmt: skip
     first = rows[0]
-    rows = [first, *(_with_difference(row, first) for row in rows[1:])]
+    rows = [first, *(_with_differences(row, first) for row in rows[1:])]
     summaries = [one.summary for one in outcomes if one.summary is not None]
     any_summary: Mapping[str, Any] = summaries[0] if summaries else {}
     splits = sorted({summary["metrics"]["split"] for summary in summaries})
@@ -134,6 +173,7 @@ def compare(
         seeds=seeds,
         rows=tuple(rows),
         notes=(*notes, *_notes(rows, splits, seeds)),
+        asked=asked,
     )
 
 
@@ -162,6 +202,7 @@ def _run(one: Outcome, summary: Mapping[str, Any], out: Path) -> Run:
         epsilon=summary["privacy"]["epsilon"],
         unit=summary["privacy"]["unit"],
         seconds=sum(summary["seconds"].values()),
+        metrics=metrics["global"],
         course=tuple(_course(one.plan.folder, primary)),
     )
 
@@ -177,12 +218,15 @@ def _course(folder: Path, primary: str) -> Iterable[Step]:
             yield Step(record["round"], spent, entry["value"])
 
 
-def _with_difference(row: Row, first: Row) -> Row:
+def _with_differences(row: Row, first: Row) -> Row:
+    return replace(row, differences={name: _difference(row, first, name) for name in row.metrics})
+
+
+def _difference(row: Row, first: Row, metric: str) -> Estimate | None:
     """The mean difference to the first variant: seed by seed, since equal seeds share images, split and start."""
-    before = {run.seed: run.metric for run in first.runs}
-    pairs = [(run.metric, before.get(run.seed)) for run in row.runs]
-    differences = [after - was for after, was in pairs if after is not None and was is not None]
-    return Row(row.name, row.study, row.changes, row.runs, row.failed, estimate(differences))
+    before = {run.seed: run.value(metric) for run in first.runs}
+    pairs = [(run.value(metric), before.get(run.seed)) for run in row.runs]
+    return estimate([after - was for after, was in pairs if after is not None and was is not None])
 
 
 def _notes(rows: Sequence[Row], splits: Sequence[str], seeds: Sequence[int]) -> Iterable[str]:

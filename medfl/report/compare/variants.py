@@ -12,8 +12,9 @@ from medfl.coordinator.journal import journal_in
 from medfl.coordinator.runner import inputs_of
 from medfl.errors import Fault, Faults, InputError, MedflError, StudyError
 from medfl.report.run import read_json
+from medfl.study.build import build_task
 from medfl.study.load import load_sites, load_study
-from medfl.study.model import Site
+from medfl.study.model import Site, Study
 from medfl.study.sources import Assignment, RunInputs, adapt_to_images, assign_cases
 from medfl.study.yaml_text import parse
 
@@ -186,6 +187,20 @@ def _differences(before: Any, after: Any, where: str = "") -> list[str]:
             for text in _differences(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))
         ]
     return [] if before == after else [f"{where} was {before!r:.60} and is {after!r:.60}"]
+
+
+def known_metrics(names: Sequence[str], study: Study) -> tuple[str, ...]:
+    """The metrics, each once; InputError naming those that the study's task does not have."""
+    if not names:
+        return ()
+    task = build_task(study)
+    known = dict.fromkeys(metric.name for metric in task.metrics(task.empty()))
+    faults = Faults()
+    for name in dict.fromkeys(names):
+        if name not in known:
+            faults.add(f"--metric {name}", f"is no metric of {study.task.kind}", f"use some of: {', '.join(known)}")
+    faults.raise_if_any(InputError)
+    return tuple(dict.fromkeys(names))
 
 
 def same_images(plans: Sequence[Plan]) -> list[str]:
