@@ -18,6 +18,7 @@ from medfl.cli import (
     ledger,
     model,
     privacy,
+    replay,
     simulate,
     site,
     site_start,
@@ -136,6 +137,7 @@ coordinator_app.command()(coordinator.invite)
 coordinator_app.command()(coordinator.revoke)
 coordinator_app.command()(coordinator.peers)
 coordinator_app.command("audit")(governance.audit_coordinator)
+coordinator_app.command()(replay.replay)
 app.add_typer(coordinator_app, name="coordinator")
 
 privacy_app = typer.Typer(no_args_is_help=True, help="What privacy costs: before a run, and after it.")

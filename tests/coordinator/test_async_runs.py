@@ -185,8 +185,11 @@ def test_a_journals_arrivals_give_the_model_bit_for_bit(tiny: Any, tmp_path: Pat
         patch.setattr("medfl.transport.in_process.InProcess", Shuffled)
         simulate(tiny.inputs(*KINDS[kind], *QUIET), run, Observer(), workers=1)
     tensors = load_file(run / "model" / "model.safetensors")
-    vector = replay_run(run)
-    assert sorted(vector.tolist()) == sorted(np.concatenate([tensor.ravel() for tensor in tensors.values()]).tolist())
+    found = replay_run(run)
+    assert found.same
+    assert sorted(found.model.tolist()) == sorted(
+        np.concatenate([tensor.ravel() for tensor in tensors.values()]).tolist()
+    )
     _forge(run)
     with pytest.raises(RunError, match="replays as"):
         replay_run(run)

@@ -75,4 +75,6 @@ def test_a_killed_coordinator_goes_on_and_the_record_gives_the_model_bit_for_bit
         ledgers=tmp_path / "ledgers",
     )
     model = np.concatenate([tensor.ravel() for tensor in load_file(run / "model" / "model.safetensors").values()])
-    assert sorted(replay_run(run, inputs).tolist()) == sorted(model.tolist())
+    found = replay_run(run, inputs)
+    assert found.same
+    assert sorted(found.model.tolist()) == sorted(model.tolist())
