@@ -21,7 +21,7 @@ from medfl.learning.randomness import generator
 from medfl.privacy.channels.base import Message, Roster
 from medfl.transport.base import Delivery, Models, Transport
 from medfl.update.base import Payload, Update
-from medfl.update.submodels.base import embedded
+from medfl.update.parts import embedded
 from medfl.update.vector import FloatVector
 from medfl.update.wire import parts, size
 

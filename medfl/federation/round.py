@@ -32,7 +32,8 @@ from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import Codec
 from medfl.update.down import Changes
 from medfl.update.gates.base import StandIn
-from medfl.update.submodels.base import Chooser, Coordinates, SubModel, embedded, refuse_notice, taken
+from medfl.update.parts import Part, embedded, taken
+from medfl.update.submodels.base import Chooser, SubModel, refuse_notice
 from medfl.update.vector import FloatVector
 
 Validate = Callable[[FloatVector], Score]
@@ -112,11 +113,11 @@ class OpenRound:
             return ADMIT
         codec = self._parts.codec if self.sum is None else self.sum.codec
         size = self._bench.model.size
-        places = self._places(reply)
-        update = codec.decode(payload, size if places is None else places.size)
-        if places is not None:
+        part = self._part(reply)
+        update = codec.decode(payload, size if part is None else part.size)
+        if part is not None:
             # dense within its part: what a sparse codec left out there is zero, not somebody else's
-            update = embedded(Update(update.dense(), update.size), places, size)
+            update = embedded(Update(update.dense(), update.size), part, size)
         mine.norm = update.norm()
         early = self._snapshot(reply)
         arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)
@@ -132,8 +133,8 @@ class OpenRound:
                 self._early.add(early, self._weight(arrival, verdict))
         return verdict
 
-    def _places(self, reply: TrainReply) -> Coordinates | None:
-        """Where the values of a reply lie; RunError when it names a part that it may not."""
+    def _part(self, reply: TrainReply) -> Part | None:
+        """Which part the values of a reply are; RunError when it names one that it may not."""
         choice = self.outcome.plan.choice(reply.site)
         if self._chooser is None:
             refuse_notice(choice, reply.notice)
@@ -238,8 +239,8 @@ class Federation:
             for site in cohort
         }
 
-    def shared(self, plan: RoundPlan) -> Coordinates | None:
-        """Where the values of the whole cohort lie, for sub-models that give every site of a round the same part."""
+    def shared(self, plan: RoundPlan) -> Part | None:
+        """The part that the whole cohort sends, for sub-models that give every site of a round the same part."""
         return None if self.chooser is None else self.chooser.up(plan.choice(plan.cohort[0]), b"")
 
     def sent(self, plan: RoundPlan, site: str) -> FloatVector:

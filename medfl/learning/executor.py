@@ -36,8 +36,9 @@ from medfl.privacy.grid import BIT, CAP, CLIP, Grid, weight_of
 from medfl.tasks.base import Prediction, Statistics, Task
 from medfl.update.base import Payload, Update, Upload
 from medfl.update.memories.base import SiteState
+from medfl.update.parts import embedded
 from medfl.update.pipeline import UploadPipeline
-from medfl.update.submodels.base import Choice, Start, SubModel, embedded
+from medfl.update.submodels.base import Choice, Start, SubModel
 from medfl.update.vector import FloatVector
 from medfl.update.wire import as_bytes
 

@@ -163,6 +163,12 @@ RULES = (
         "use update.submodel: {kind: seeded_mask, shared: true}, or channel: clear without update.clip",
     ),
     Rule(
+        "low-rank-sums",
+        frozenset({"submodel:own-factors", "update:sums"}),
+        "each site's B belongs to an A of its own, and the sum of the B's is the B of none",
+        "use update.submodel: {kind: low_rank, shared: true}, or channel: clear without update.clip",
+    ),
+    Rule(
         "masked-mean",
         frozenset({"aggregator:needs-support", "codec_up:support-own", "submodel:fixed"}),
         "what a site did not choose to send would count as not its own, and the others' values as the mean",
@@ -173,6 +179,12 @@ RULES = (
         frozenset({"memory:client-momentum", "submodel:trains-part"}),
         "momentum of coordinates that a site does not have this round would go on without a gradient",
         "use update.memory: error_feedback, or update.submodel: full",
+    ),
+    Rule(
+        "submodel-optimizer",
+        frozenset({"submodel:mixes-coordinates", "local:not-linear"}),
+        "an optimiser that scales each coordinate by itself steps out of the directions that train",
+        "set local.optimizer: {kind: sgd}, with or without momentum, or use update.submodel: seeded_mask",
     ),
     Rule(
         "submodel-tensors",

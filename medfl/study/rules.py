@@ -116,7 +116,9 @@ def _of_the_way(study: Study) -> Iterator[str]:
     if any("client-momentum" in rule.traits() for rule in after):
         yield "rules:momentum-after-tracker"
     yield "local:no-steps" if local.steps is None else "local:steps"
-    if local.optimizer.kind == "adam" or local.optimizer.momentum:
+    if local.optimizer.kind != "sgd":
+        yield "local:not-linear"
+    if local.optimizer.kind != "sgd" or local.optimizer.momentum:
         yield "local:own-momentum"
     plain = local.optimizer.kind == "sgd" and not local.optimizer.momentum and not local.optimizer.weight_decay
     if not plain or local.gradient_clip is not None:

@@ -19,7 +19,8 @@ from medfl.transport.faults import corrupted_data, tampering
 from medfl.transport.memory import Memories, Transient
 from medfl.update.base import Payload
 from medfl.update.down import receive
-from medfl.update.submodels.base import Choice, embedded
+from medfl.update.parts import embedded
+from medfl.update.submodels.base import Choice
 from medfl.update.vector import FloatVector, Layout
 
 _LATEST = 2**53
@@ -122,10 +123,10 @@ class SiteHost:
         size = self._executor.network.layout.size
         if self._changes is not None:
             return receive(model, self._changes, size, state)
-        places = self._executor.parts.submodel.down(Choice(order.site, order.round, order.part), state)
-        if places is None:
+        part = self._executor.parts.submodel.down(Choice(order.site, order.round, order.part), state)
+        if part is None:
             return self.receive(model)
-        return embedded(self._codec.decode(model, places.size), places, size).dense()
+        return embedded(self._codec.decode(model, part.size), part, size).dense()
 
     def train(
         self, order: TrainOrder, model: Payload, step_done: StepDone | None = None

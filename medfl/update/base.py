@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from medfl.errors import RunError
 from medfl.update.vector import FloatVector
 from medfl.update.wire import Buffer
+
+if TYPE_CHECKING:
+    from medfl.update.parts import Part
 
 # values a block: its float64 copy stays in the cache, and is too short for BLAS to start threads
 _BLOCK = 1 << 13
@@ -47,16 +50,16 @@ class Upload:
     """Whose update, and of which round.
 
     counted: the last round in which an update of the site moved the model, 0 before there was one. model: the global
-    vector [size] that the site trained from. sends: the coordinates [k] whose change is sent, strictly increasing; None
-    for all. trains: those that trained.
+    vector [size] that the site trained from. sends: the part of the change that is sent; None for all of it. trains:
+    the part that trained.
     """
 
     site: str
     round: int
     counted: int
     model: FloatVector
-    sends: npt.NDArray[np.int64] | None = None
-    trains: npt.NDArray[np.int64] | None = None
+    sends: "Part | None" = None
+    trains: "Part | None" = None
 
 
 @dataclass(frozen=True, slots=True)

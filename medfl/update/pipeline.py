@@ -10,7 +10,7 @@ from medfl.update.base import Payload, Update, Upload
 from medfl.update.codecs.base import Codec
 from medfl.update.gates.base import UploadGate
 from medfl.update.memories.base import Memory, SiteState
-from medfl.update.submodels.base import Coordinates, embedded, taken
+from medfl.update.parts import embedded
 from medfl.update.vector import FloatVector
 
 
@@ -25,16 +25,18 @@ class UploadPipeline:
     def run(self, delta: FloatVector, upload: Upload, state: SiteState, rng: np.random.Generator) -> Payload | None:
         """The payload of `delta` [size], or None when the gate keeps it back. `state` is updated in place.
 
-        What is coded is a vector of its own: the values at `upload.sends`. A memory keeps what trained elsewhere."""
-        if upload.trains is None:
-            update = Update(delta, delta.size)
-        else:
+        What is coded is a vector of its own: the values of `upload.sends`. A memory keeps what trained elsewhere."""
+        update = Update(delta, delta.size)
+        if upload.trains is not None and upload.sends is not None:
             # where nothing trained, a change is what the site was not sent: there is nothing to remember
-            update = Update(taken(delta, upload.sends), delta.size, upload.sends)
+            values = upload.sends.take(update)
+            update = upload.sends.put(Update(values, values.size), delta.size)
         wanted = self.memory.before(self.gate.before(update, upload, state), state)
         # what the codec remembers counts only if its payload is sent
         remembered: SiteState = {}
-        part = _part(wanted, upload.sends)
+        part = wanted
+        if upload.sends is not None:
+            part = Update(upload.sends.take(wanted), upload.sends.size)
         payload = self.codec.encode_with(part, rng, ChainMap(remembered, state))
 
         def sent() -> Update:
@@ -46,11 +48,3 @@ class UploadPipeline:
         self.memory.after(wanted, sent, state)
         self.gate.after(sent, upload, state)
         return payload
-
-
-def _part(update: Update, sends: Coordinates | None) -> Update:
-    """The values of an update that are sent, as a vector of its own."""
-    if sends is None:
-        return update
-    values = update.values if update.indices is sends else taken(update.dense(), sends)
-    return Update(values, sends.size)

@@ -31,6 +31,19 @@ ALGORITHMS = {
     "powersgd": ("update.codec_up={kind: powersgd, rank: 1}", "update.memory=error_feedback"),
     "afd": ("update.submodel={kind: afd, drop: 0.5}", "federation.aggregator=masked_mean"),
     "lottery": ("update.submodel={kind: lottery, threshold: 0.0}", "federation.aggregator=masked_mean"),
+    "low rank": (
+        *PLAIN,
+        "update.submodel={kind: low_rank, rank: 2}",
+        "update.codec_up=int8",
+        "update.memory=error_feedback",
+    ),
+    "low-rank sums": (
+        "local.optimizer={kind: sgd, momentum: 0.9, weight_decay: 0.001}",
+        "local.rules=[{kind: fedprox, mu: 0.1}]",
+        "update.submodel={kind: low_rank, rank: 2, shared: true}",
+        "update.channel=masks",
+        "update.clip=5",
+    ),
     "sparse sums": (
         "update.submodel={kind: last_aggregate, share: 0.1}",
         "update.memory=error_feedback",
@@ -53,7 +66,9 @@ def test_a_run_goes_on_to_the_same_model(tiny: Any, tmp_path: Path, name: str) -
     assert not any(record["failed"] for record in records(whole))
 
 
-@pytest.mark.parametrize("name", ["stc both ways", "afd", "lottery", "sparse sums", "drfa"])
+@pytest.mark.parametrize(
+    "name", ["stc both ways", "afd", "lottery", "low rank", "low-rank sums", "sparse sums", "drfa"]
+)
 def test_processes_give_the_same_model_and_bytes(tiny: Any, tmp_path: Path, name: str) -> None:
     inputs = tiny.inputs(FAR, *ALGORITHMS[name])
     simulate(inputs, tmp_path / "alone", Observer(), workers=1)

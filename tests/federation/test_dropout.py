@@ -11,6 +11,7 @@ from toys.partly import Partly, few_classes
 from toys.parts import plugin
 
 from medfl.update.base import Update
+from medfl.update.parts import Coordinates
 from medfl.update.submodels.afd import AfdChooser
 from medfl.update.submodels.base import SUBMODELS, Choice, Chooser, Measure, Start
 from medfl.update.submodels.lottery import Lottery
@@ -64,7 +65,7 @@ class Watched(Chooser):
 
     def up(self, choice: Choice, notice: bytes) -> Any:
         found = self.inner.up(choice, notice)
-        self.owned[... if found is None else found] = True
+        self.owned[... if found is None else found.indices] = True
         return found
 
     def learn(self, round_: int, losses: Any) -> None:
@@ -226,9 +227,9 @@ def begins_anew(submodel: Lottery) -> bool:
     state = dict(federation.states[0])
     received = submodel.personal(federation.model, state)
     start = submodel.begin(choice, received, state, lambda _: 1.0)
-    assert start.notice and start.sends is not None
+    assert start.notice and isinstance(start.sends, Coordinates)
     expected = np.zeros(federation.size, np.float32)
-    expected[start.sends] = federation.first[start.sends]
+    expected[start.sends.indices] = federation.first[start.sends.indices]
     return bool((start.values == expected).all())
 
 

@@ -44,6 +44,20 @@ def test_every_channel_gives_the_same_model_bit_for_bit(tiny: Any, tmp_path: Pat
     assert not np.array_equal(clear, model(tmp_path / "floats"))
 
 
+@pytest.mark.parametrize("submodel", ["{kind: low_rank, rank: 2, shared: true}", "{kind: seeded_mask, shared: true}"])
+def test_parts_that_all_sites_share_are_summed_to_the_same_bits(tiny: Any, tmp_path: Path, submodel: str) -> None:
+    partly = (*SUM, f"update.submodel={submodel}", "local.optimizer={kind: sgd}")
+    for channel in CHANNELS:
+        simulate(tiny.inputs(*partly, f"update.channel={channel}"), tmp_path / channel, Observer(), workers=1)
+    clear = model(tmp_path / "clear")
+    assert np.array_equal(clear, model(tmp_path / "masks"))
+    assert np.array_equal(clear, model(tmp_path / "he"))
+    # the fake: sums of floats are another model
+    floats = (*partly, "update.clip=null")
+    simulate(tiny.inputs(*floats), tmp_path / "floats", Observer(), workers=1)
+    assert not np.array_equal(clear, model(tmp_path / "floats"))
+
+
 def test_a_site_that_drops_out_changes_no_bit_of_the_others_sum(tiny: Any, tmp_path: Path) -> None:
     with_fault(tiny, "{kind: nan, from_round: 2}")
     for channel in CHANNELS:

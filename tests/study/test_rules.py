@@ -237,6 +237,12 @@ def partly(update: dict[str, Any], **sections: Any) -> Study:
     return study(update={"submodel": "afd"} | update, federation=federation, **sections)
 
 
+def low_rank(local: dict[str, Any] | None = None, shared: bool = False, **update: Any) -> Study:
+    """Low-rank factors, with plain SGD unless said otherwise."""
+    submodel = {"kind": "low_rank", "shared": shared}
+    return study(local=PLAIN | (local or {}), update={"submodel": submodel} | update)
+
+
 def gated(gate: str = "innovation", federation: dict[str, Any] | None = None, **update: Any) -> Study:
     return study(update={"gate": gate} | update, federation=federation or {})
 
@@ -265,6 +271,14 @@ REFUSED_AND_ALLOWED |= {
     "C11": (
         lambda: study(update={"submodel": "seeded_mask", "clip": 1}),
         lambda: study(update={"submodel": SHARED, "clip": 1}),
+    ),
+    "low-rank-sums": (
+        lambda: low_rank(clip=1),
+        lambda: low_rank(shared=True, clip=1),
+    ),
+    "submodel-optimizer": (
+        lambda: low_rank({"optimizer": {"kind": "adam"}}),
+        lambda: low_rank({"optimizer": {"kind": "sgd", "momentum": 0.9, "weight_decay": 0.1}}),
     ),
     "masked-mean": (
         lambda: study(update=SPARSE, federation=OWNED),

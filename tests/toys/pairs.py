@@ -59,7 +59,7 @@ SETTINGS: Mapping[str, Mapping[str, Changes]] = {
     "codec_up": SPARSE,
     "change": {**SPARSE, "random_k": {"density": 0.3, "scaled": False}},
     "memory": {"dgc": {"momentum": 0.5}},
-    "submodel": {"afd": {"drop": 0.5}, "seeded_mask": {"share": 0.5}},
+    "submodel": {"afd": {"drop": 0.5}, "seeded_mask": {"share": 0.5}, "low_rank": {"rank": 3}},
     "schedule": {"drfa": {"sites": 3}},
     "regulator": {"norm_limit": {"limit": 100.0}},
     "server": {"momentum": {"beta": 0.5}},
@@ -137,6 +137,7 @@ VARIANTS = (
         {"update.submodel": {"kind": "seeded_mask", "share": 0.5, "shared": True, "trains": False}},
         REMEMBERED,
     ),
+    Setting("submodel", "low_rank-shared", {"update.submodel": {"kind": "low_rank", "rank": 3, "shared": True}}),
     Setting(
         "rules", "fedprox-adaptive", {"local.rules": [{"kind": "fedprox", "mu": {"kind": "adaptive_mu", "start": 0.1}}]}
     ),

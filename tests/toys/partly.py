@@ -18,7 +18,8 @@ from medfl.learning.partial import PartialTraining
 from medfl.update.base import Update
 from medfl.update.codecs.base import CODECS
 from medfl.update.memories.base import SiteState
-from medfl.update.submodels.base import Choice, Setup, SubModel, embedded, taken
+from medfl.update.parts import embedded, taken
+from medfl.update.submodels.base import Choice, Setup, SubModel
 from medfl.update.vector import FloatVector
 from toys.parts import CPU, plugin
 
@@ -96,9 +97,8 @@ class Partly:
             Choice(choice.site, choice.round, json.loads(json.dumps(dict(choice.content)))),
             self.states[number],
         )
-        received = np.zeros(self.size, np.float32)
-        where = self.submodel.down(there, state)
-        received[... if where is None else where] = np.frombuffer(down, np.float32)
+        values = np.frombuffer(bytearray(down), np.float32)
+        received = embedded(Update(values, values.size), self.submodel.down(there, state), self.size).dense()
         start = self.submodel.begin(there, received, state, lambda model: self.accuracy(model, self.holdings[number]))
         self.network.load(start.values)
         loss = self.train(

@@ -16,6 +16,7 @@ from medfl.update.codecs.base import CODECS, Codec
 from medfl.update.gates.base import GATES, UploadGate
 from medfl.update.memories.base import MEMORIES, Memory, SiteState
 from medfl.update.memories.error_feedback import ErrorFeedback, ErrorFeedbackConfig
+from medfl.update.parts import Coordinates
 from medfl.update.pipeline import UploadPipeline
 from medfl.update.vector import FloatVector
 
@@ -158,11 +159,11 @@ def test_the_order_of_the_way_up() -> None:
     nothing = PluginConfig(kind="test")
     way = UploadPipeline(Gate(nothing), Noted(nothing), Code(nothing))
     delta = np.arange(SIZE, dtype=np.float32)
-    odd = np.arange(1, SIZE, 2)
+    odd = Coordinates(np.arange(1, SIZE, 2))
     payload = way.run(delta, replace(upload(1), sends=odd, trains=odd), {}, RNG)
     assert calls == ["news 20", "before", "encode", "gate 20", "after 40", "gate after"]
     assert payload is not None
-    np.testing.assert_array_equal(way.codec.decode(payload, odd.size).dense(), delta[odd])
+    np.testing.assert_array_equal(way.codec.decode(payload, odd.size).dense(), delta[odd.indices])
     calls.clear()
     assert way.run(delta, upload(2), {}, RNG) is None
     assert calls == ["news 40", "before", "encode", "gate 40"]
@@ -171,14 +172,14 @@ def test_the_order_of_the_way_up() -> None:
 @pytest.mark.parametrize("trains", [True, False])
 def test_a_memory_keeps_what_trained_outside_the_part_that_is_sent(trains: bool) -> None:
     state: SiteState = {}
-    way, odd, even = pipeline(error_feedback()), np.arange(1, SIZE, 2), np.arange(0, SIZE, 2)
+    way, odd, even = pipeline(error_feedback()), *(Coordinates(np.arange(start, SIZE, 2)) for start in (1, 0))
     first = replace(upload(1), sends=odd, trains=odd if trains else None)
     payload = way.run(np.full(SIZE, 3.25, np.float32), first, state, RNG)
     assert payload is not None and payload.size == odd.size
-    assert state["memory.residual"][odd].tolist() == [0.25] * odd.size
-    assert state["memory.residual"][even].tolist() == [0.0 if trains else 3.25] * even.size
+    assert state["memory.residual"][odd.indices].tolist() == [0.25] * odd.size
+    assert state["memory.residual"][even.indices].tolist() == [0.0 if trains else 3.25] * even.size
     second = replace(upload(2), sends=even, trains=even if trains else None)
     payload = way.run(np.zeros(SIZE, np.float32), second, state, RNG)
     assert payload is not None
     assert way.codec.decode(payload, even.size).dense().tolist() == [0.0 if trains else 3.0] * even.size
-    assert state["memory.residual"][odd].tolist() == [0.25] * odd.size, "it waits until it is sent"
+    assert state["memory.residual"][odd.indices].tolist() == [0.25] * odd.size, "it waits until it is sent"

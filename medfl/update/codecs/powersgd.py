@@ -25,6 +25,7 @@ from medfl.errors import RunError
 from medfl.plugins import PluginConfig
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import RememberingCodec, dense_values
+from medfl.update.matrices import Matrix, matrices, move_rest
 from medfl.update.vector import FloatVector, Layout
 from medfl.update.wire import as_bytes
 
@@ -41,22 +42,12 @@ class PowerSgdConfig(PluginConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class _Matrix:
-    """A tensor that travels as factors: its values [rows * columns] begin at `offset` of the vector, P [rows, rank] and
-    then Q [columns, rank] at `sent` of the message, and the warm Q at `warm` of the state."""
+class _Factored(Matrix):
+    """A tensor that travels as factors: P [rows, rank] and then Q [columns, rank] begin at `sent` of the message, and
+    the warm Q at `warm` of the state."""
 
-    rows: int
-    columns: int
-    offset: int
     sent: int
     warm: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.rows * self.columns
-
-    def of(self, vector: FloatVector) -> npt.NDArray[np.float32]:
-        return vector[self.offset : self.end].reshape(self.rows, self.columns)
 
     def factors(self, message: FloatVector, rank: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         middle, end = self.sent + self.rows * rank, self.sent + (self.rows + self.columns) * rank
@@ -75,21 +66,20 @@ class PowerSgd(RememberingCodec):
     def __init__(self, config: PowerSgdConfig) -> None:
         super().__init__(config)
         self._layout: Layout | None = None
-        self._matrices: tuple[_Matrix, ...] = ()
+        self._matrices: tuple[_Factored, ...] = ()
         self._sent = self._warm = self._covered = 0
 
     def bind(self, layout: Layout) -> None:
         rank, found = self.config.rank, []
         self._layout, self._sent, self._warm, self._covered = layout, 0, 0, 0
-        for slot in layout.slots:
-            rows = slot.shape[0] if slot.shape else 1
-            columns = slot.size // rows if rows else 0
+        for matrix in matrices(layout):
+            rows, columns = matrix.rows, matrix.columns
             if rank * (rows + columns) >= rows * columns:
                 continue
-            found.append(_Matrix(rows, columns, slot.offset, self._sent, self._warm))
+            found.append(_Factored(rows, columns, matrix.offset, self._sent, self._warm))
             self._sent += rank * (rows + columns)
             self._warm += rank * columns
-            self._covered += slot.size
+            self._covered += matrix.size
         self._matrices = tuple(found)
 
     def omega(self, size: int) -> float:
@@ -107,7 +97,7 @@ class PowerSgd(RememberingCodec):
         for matrix in self._matrices:
             p, q = matrix.factors(message, rank)
             _factor(matrix.of(values), matrix.start(warm, rank), p, q)
-        self._move_rest(values, message[self._sent :], out=True)
+        move_rest(self._matrices, values, message[self._sent :], out=True)
         if self._matrices:
             state[_Q] = warm
         return Payload("powersgd", update.size, (as_bytes(message),))
@@ -121,7 +111,7 @@ class PowerSgd(RememberingCodec):
             for matrix in self._matrices:
                 p, q = matrix.factors(message, self.config.rank)
                 np.matmul(p, q.T, out=matrix.of(values))
-        self._move_rest(values, message[self._sent :], out=False)
+        move_rest(self._matrices, values, message[self._sent :], out=False)
         return Update(values, size)
 
     def _length(self, size: int) -> int:
@@ -138,17 +128,6 @@ class PowerSgd(RememberingCodec):
         if known.shape != (self._warm,) or known.dtype != np.float32:
             raise RunError.at(_Q, f"has shape {known.shape}, the network needs {self._warm} values", "start a new run")
         return known.copy()
-
-    def _move_rest(self, values: FloatVector, rest: FloatVector, out: bool) -> None:
-        """Copy what lies between the matrices, in order, into `rest`, or back."""
-        place = start = 0
-        for end, following in [(matrix.offset, matrix.end) for matrix in self._matrices] + [(values.size, 0)]:
-            stop = place + end - start
-            if out:
-                rest[place:stop] = values[start:end]
-            else:
-                values[start:end] = rest[place:stop]
-            place, start = stop, following
 
 
 def _factor(

@@ -29,7 +29,8 @@ from pydantic import Field
 
 from medfl.errors import MedflError, RunError, StudyError
 from medfl.plugins import PluginConfig
-from medfl.update.submodels.base import Choice, Chooser, Coordinates, SubModel
+from medfl.update.parts import Coordinates
+from medfl.update.submodels.base import Choice, Chooser, SubModel
 from medfl.update.submodels.bits import packed, unpacked
 from medfl.update.submodels.units import Units
 
@@ -67,8 +68,8 @@ class Afd(SubModel):
         """How many of a layer's units are left out: the nearest number, the lower of two, and never all."""
         return min(units - 1, math.ceil(self.config.drop * units - 0.5))
 
-    def coordinates(self, choice: Choice) -> Coordinates:
-        return self.units.coordinates(self.kept(choice))
+    def part(self, choice: Choice) -> Coordinates:
+        return Coordinates(self.units.coordinates(self.kept(choice)))
 
     def kept(self, choice: Choice) -> npt.NDArray[np.bool_]:
         """The units [count] of a choice; RunError when it is not one."""

@@ -26,7 +26,8 @@ from medfl.plugins import PluginConfig
 from medfl.update.codecs.indices import pack_indices, unpack_indices
 from medfl.update.codecs.selection import largest
 from medfl.update.memories.base import SiteState
-from medfl.update.submodels.base import Choice, Chooser, Coordinates, Measure, Start, SubModel
+from medfl.update.parts import Coordinates
+from medfl.update.submodels.base import Choice, Chooser, Measure, Start, SubModel
 from medfl.update.vector import FloatVector
 
 _MOST = 2 * 2**20
@@ -45,25 +46,23 @@ class LastAggregateConfig(PluginConfig):
 class LastAggregate(SubModel):
     Config = LastAggregateConfig
     config: LastAggregateConfig
+    whole_down = True
 
     @property
     def count(self) -> int:
         return max(1, round(self.config.share * self.setup.layout.size))
 
-    def coordinates(self, choice: Choice) -> Coordinates:
+    def part(self, choice: Choice) -> Coordinates:
         """RunError when the content does not name as many places as the study says."""
         where, text = f"site {choice.site}, round {choice.round}", choice.content.get("places")
         try:
             packed = base64.b64decode(text if isinstance(text, str) else "-", validate=True)
         except (binascii.Error, ValueError):
             raise RunError.at(where, "was not told which coordinates are sent") from None
-        return unpack_indices(packed, self.count, self.setup.layout.size)
-
-    def down(self, choice: Choice, state: SiteState) -> None:
-        return None
+        return Coordinates(unpack_indices(packed, self.count, self.setup.layout.size))
 
     def begin(self, choice: Choice, received: FloatVector, state: SiteState, measure: Measure) -> Start:
-        return Start(received, None, self.coordinates(choice))
+        return Start(received, None, self.part(choice))
 
     def chooser(self) -> "LastAggregateChooser":
         return LastAggregateChooser(self)
@@ -89,7 +88,7 @@ class LastAggregateChooser(Chooser):
             self._told = round_, {"places": base64.b64encode(packed).decode()}
         return Choice(site, round_, self._told[1])
 
-    def _places(self, round_: int) -> Coordinates:
+    def _places(self, round_: int) -> npt.NDArray[np.int64]:
         """The same for all sites of a round, whoever is asked first."""
         setup, count = self.submodel.setup, self.submodel.count
         rng = np.random.default_rng([setup.seed, zlib.crc32(b"last_aggregate"), round_])
@@ -97,9 +96,6 @@ class LastAggregateChooser(Chooser):
         drawn = np.setdiff1d(rng.choice(setup.layout.size, count, replace=False, shuffle=False), self._moved)
         more = rng.choice(drawn, count - self._moved.size, replace=False)
         return np.sort(np.concatenate([self._moved, more]))
-
-    def down(self, choice: Choice) -> None:
-        return None
 
     def moved(self, change: FloatVector) -> None:
         known = self.submodel.count - max(1, round(self.submodel.config.explore * self.submodel.count))

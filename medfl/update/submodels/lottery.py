@@ -29,7 +29,8 @@ from pydantic import Field
 from medfl.errors import MedflError, RunError
 from medfl.plugins import PluginConfig
 from medfl.update.memories.base import SiteState
-from medfl.update.submodels.base import Choice, Chooser, Coordinates, Measure, Start, SubModel
+from medfl.update.parts import Coordinates
+from medfl.update.submodels.base import Choice, Chooser, Measure, Start, SubModel
 from medfl.update.submodels.bits import fingerprint, packed, unpacked
 from medfl.update.vector import FloatVector
 
@@ -68,15 +69,15 @@ class Lottery(SubModel):
             inside[slot.offset : slot.offset + slot.size] = len(slot.shape) > 1
         return inside
 
-    def coordinates(self, choice: Choice) -> Coordinates | None:
-        """Those of a choice that names no mask; RunError for others, whose mask only the site and the chooser know."""
+    def part(self, choice: Choice) -> Coordinates | None:
+        """That of a choice that names no mask; RunError for others, whose mask only the site and the chooser know."""
         if named(choice):
             raise _unknown(choice)
         return None
 
     def down(self, choice: Choice, state: SiteState) -> Coordinates | None:
         mask = self._named(choice, state)
-        return None if mask is None else np.flatnonzero(mask)
+        return None if mask is None else Coordinates(np.flatnonzero(mask))
 
     def begin(self, choice: Choice, received: FloatVector, state: SiteState, measure: Measure) -> Start:
         known = self._named(choice, state)
@@ -90,9 +91,9 @@ class Lottery(SubModel):
             state[MASK] = packed(mask)
         if MASK not in state:
             return Start(values)
-        coordinates = np.flatnonzero(mask)
+        part = Coordinates(np.flatnonzero(mask))
         news = fingerprint(state[MASK]) != named(choice)
-        return Start(values, coordinates, coordinates, state[MASK].tobytes() if news else b"")
+        return Start(values, part, part, state[MASK].tobytes() if news else b"")
 
     def personal(self, model: FloatVector, state: SiteState) -> FloatVector:
         return np.where(self._mask(state), model, np.float32(0)) if MASK in state else model
@@ -148,7 +149,7 @@ class LotteryChooser(Chooser):
     def down(self, choice: Choice) -> Coordinates | None:
         if not named(choice):
             return None
-        return np.flatnonzero(self._mask(choice, named(choice)))
+        return Coordinates(np.flatnonzero(self._mask(choice, named(choice))))
 
     def up(self, choice: Choice, notice: bytes) -> Coordinates | None:
         if not notice:
@@ -161,7 +162,7 @@ class LotteryChooser(Chooser):
         if before is not None and bool((mask & ~unpacked(before.tobytes(), mask.size, where)).any()):
             raise RunError.at(where, "its mask has coordinates that it did not have before")
         self._masks[choice.site] = np.frombuffer(notice, np.uint8)
-        return np.flatnonzero(mask)
+        return Coordinates(np.flatnonzero(mask))
 
     def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         return {}, {f"mask.{site}": mask for site, mask in self._masks.items()}

@@ -22,7 +22,8 @@ from pydantic import Field
 
 from medfl.plugins import PluginConfig
 from medfl.update.memories.base import SiteState
-from medfl.update.submodels.base import Choice, Chooser, Coordinates, Measure, Start, SubModel
+from medfl.update.parts import Coordinates
+from medfl.update.submodels.base import Choice, Measure, Start, SubModel
 from medfl.update.vector import FloatVector
 
 # values a block: the bits of a block stay in the cache
@@ -42,8 +43,9 @@ class SeededMaskConfig(PluginConfig):
 class SeededMask(SubModel):
     Config = SeededMaskConfig
     config: SeededMaskConfig
+    whole_down = True
 
-    def coordinates(self, choice: Choice) -> Coordinates:
+    def part(self, choice: Choice) -> Coordinates:
         words = [self.setup.seed, zlib.crc32(b"seeded_mask"), choice.round]
         if not self.config.shared:
             words.append(zlib.crc32(choice.site.encode()))
@@ -53,21 +55,8 @@ class SeededMask(SubModel):
         for start in range(0, size, _BLOCK):
             drawn = bits.random_raw(min(_BLOCK, size - start))
             found.append(np.flatnonzero(drawn <= below) + start)
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-    def down(self, choice: Choice, state: SiteState) -> None:
-        return None
+        return Coordinates(np.concatenate(found) if found else np.zeros(0, np.int64))
 
     def begin(self, choice: Choice, received: FloatVector, state: SiteState, measure: Measure) -> Start:
-        sent = self.coordinates(choice)
+        sent = self.part(choice)
         return Start(received, sent if self.config.trains else None, sent)
-
-    def chooser(self) -> "SeededMaskChooser":
-        return SeededMaskChooser(self)
-
-
-class SeededMaskChooser(Chooser):
-    """The whole model goes down."""
-
-    def down(self, choice: Choice) -> None:
-        return None
