@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from toys.parts import CPU, plugin
 
@@ -37,7 +38,8 @@ def test_a_projection_costs_less_than_a_tenth_of_a_step(benchmark: Any) -> None:
     part = submodel.part(Choice("a", 1))
     training = PartialTraining(network, network.parameters.detach().clone(), part)
     optimizer = torch.optim.SGD([network.parameters], lr=1e-6, momentum=0.9)
-    batch = {"image": torch.randn(16, 1, 64, 64), "label": torch.zeros(16, dtype=torch.int64)}
+    images = np.random.default_rng(0).normal(size=(16, 1, 64, 64)).astype(np.float32)
+    batch = task.to_device({"image": images, "label": np.zeros(16, np.int64)}, CPU)
 
     def step() -> None:
         network.gradient.zero_()
