@@ -64,6 +64,9 @@ class Contribution:
         """Whether an update was admitted."""
         return self.verdict is not None and self.verdict.outcome != "refuse"
 
+    def refused_by(self, rule: str) -> bool:
+        return self.verdict is not None and self.verdict.outcome == "refuse" and self.verdict.rule == rule
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Contribution":
         verdict = value["verdict"]

@@ -249,7 +249,9 @@ class Federation:
 
     def open(self, plan: RoundPlan, validate: Validate | None = None, sum_: RoundSum | None = None) -> OpenRound:
         """Begin a round. sum_: where the updates go when the study only adds them."""
-        return OpenRound(self.parts, plan, Bench(self.model, validate), sum_, self.chooser)
+        how = self.parts.summation
+        alone = how is not None and how.noise is not None
+        return OpenRound(self.parts, plan, Bench(self.model, validate, alone), sum_, self.chooser)
 
     def close(self, round_: OpenRound) -> RoundOutcome:
         """Combine, and step. RunError when it is not the next round, so that no round is counted twice."""
@@ -323,7 +325,8 @@ class Federation:
         if self.chooser is not None:
             self.chooser.learn(self.round, {site: mine.loss for site, mine in admitted.items()})
         for rule in self.parts.regulator:
-            rule.learn([(site, mine.norm) for site, mine in admitted.items()])
+            refused = [(site, mine.norm) for site, mine in outcome.sites.items() if mine.refused_by(rule.config.kind)]
+            rule.learn([(site, mine.norm) for site, mine in admitted.items()], refused)
         for moving in self.parts.values.values():
             moving.update(Progress(self.round, outcome.loss_start))
         if self.clip is not None and unclipped is not None:

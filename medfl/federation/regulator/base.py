@@ -49,25 +49,28 @@ Score = Mapping[str, float]
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What rules may consult: the global vector before the round, and the public validation set if the study has
-    one."""
+    one. alone: under differential privacy whose noise is added to the sum, where a verdict must not hang on what other
+    sites sent, in this round or before."""
 
     model: FloatVector
     validate: Callable[[FloatVector], Score] | None = None
+    alone: bool = False
 
 
 class RegulatorRule(Plugin[PluginConfig], ABC):
     """Every hook admits unless a rule overrides it."""
 
     def judge(self, arrival: Arrival, bench: Bench) -> Verdict:
-        """On arrival, from this update and already released state alone."""
+        """On arrival, from this update, the model and what the rule learned, of other sites only unless
+        `bench.alone`."""
         return ADMIT
 
     def judge_cohort(self, arrivals: Sequence[Arrival], bench: Bench) -> Mapping[str, Verdict]:
         """Once all have arrived; verdicts by site. Only rules with the trait "compares-sites"."""
         return {}
 
-    def learn(self, admitted: Sequence[tuple[str, float]]) -> None:
-        """After the round: (site, norm) of the admitted updates."""
+    def learn(self, admitted: Sequence[tuple[str, float]], refused: Sequence[tuple[str, float]] = ()) -> None:
+        """After the round: (site, norm) of the updates that were admitted, and of those that this rule refused."""
 
     def refuse(self, reason: str) -> Verdict:
         return Verdict("refuse", self.config.kind, reason, 0.0)
