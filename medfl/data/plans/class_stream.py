@@ -14,7 +14,8 @@ Tasks name classes in `tasks`, or take `classes_per_task` at a time in the study
 there from the start, and metrics on validation and test images count all classes: those still to come are wrong.
 
 When a task begins, honest updates are longer than before it by far, and the regulator's `norm_history` may refuse them
-for a round or a few, until it has seen that all are: with short tasks use the rules finite and norm_limit. Epochs that follow the loss (`adacomm`) see it rise again.
+for a round or a few, until it has seen that all are: with short tasks use the rules finite and norm_limit. Epochs that
+follow the loss (`adacomm`) see it rise again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
