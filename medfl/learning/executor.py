@@ -356,10 +356,10 @@ class SiteExecutor:
         found = {metric.name: metric.value for metric in self.parts.task.metrics(self.evaluate(samples, model))}
         return found[self.parts.task.primary]
 
-    def evaluate(self, samples: SampleSet, model: FloatVector) -> Statistics:
-        """The task's additive statistics of the global vector on these samples."""
+    def evaluate(self, samples: SampleSet, model: FloatVector, indices: Sequence[int] | None = None) -> Statistics:
+        """The task's additive statistics of the global vector on these samples, or on those of `indices`."""
         self.network.load(model)
-        return self.parts.task.evaluate(self.network.module, samples, self.device)
+        return self.parts.task.evaluate(self.network.module, samples, self.device, indices)
 
     def predict(self, sample: Sample, info: SampleInfo, model: FloatVector) -> Prediction:
         self.network.load(model)

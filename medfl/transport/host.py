@@ -1,14 +1,16 @@
 """What runs at the sites' end of a transport inside one process: some sites, one network, their private states."""
 
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 
-from medfl.data.base import Case, SiteData
+from medfl.data.base import Case, SampleSet, SiteData
 from medfl.errors import Faults, InputError, MedflError, RunError
 from medfl.learning.checkpoint import order_key
 from medfl.learning.executor import SiteExecutor, StepDone
 from medfl.learning.flat import initial_vector
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.learning.randomness import generator
 from medfl.privacy.channels.base import Identity, Message
 from medfl.study.build import build_codec_changes, build_codec_down, build_local, choose_device
 from medfl.study.sources import RunInputs, load_site_data
@@ -176,7 +178,16 @@ class SiteHost:
         vector, submodel = self.receive(model), self._executor.parts.submodel
         if "private-mask" in submodel.config.traits():
             vector = submodel.personal(vector, self._memories[site].state(_LATEST))
-        return self._executor.evaluate(samples, vector)
+        chosen = self._probed(site, samples, vector) if split == "train" else None
+        return self._executor.evaluate(samples, vector, chosen)
+
+    def _probed(self, site: str, samples: SampleSet, vector: FloatVector) -> Sequence[int] | None:
+        """The training samples on which a schedule wants a model's loss: as many as it says, others for each model."""
+        most = getattr(self._inputs.study.federation.schedule, "probe_images", None)
+        if most is None or most >= len(samples):
+            return None
+        rng = generator(self._inputs.study.seed, "probe", site, zlib.crc32(vector.data))
+        return sorted(rng.choice(len(samples), most, replace=False).tolist())
 
     def restore(self, states: Mapping[str, Arrays]) -> None:
         for name, arrays in states.items():

@@ -169,6 +169,32 @@ def test_nothing_leaves_beside_a_sum_that_is_sealed(tiny: Any) -> None:
         door.seal(replace(sealed, snapshot=model))
 
 
+def test_a_probed_site_takes_its_loss_of_some_images_and_of_others_for_another_model(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = tiny.inputs("federation.schedule={kind: drfa, sites: 2, probe_images: 3}")
+    host = SiteHost(inputs, assign_cases(inputs).cases)
+    host.open()
+    model, _ = host.initial_model()
+    code = build_codec_down(inputs.study)
+    coded = [
+        code.encode(Update(each, each.size), np.random.default_rng(0)) for each in (model, model.copy(), model * 1.5)
+    ]
+    asked, real = list[Any](), host._executor.evaluate
+
+    def watched(samples: Any, vector: Any, indices: Any = None) -> Any:
+        asked.append(indices)
+        return real(samples, vector, indices)
+
+    monkeypatch.setattr(host._executor, "evaluate", watched)
+    found = [host.evaluate(site, "train", each)["loss"][1] for each in coded for site in ("east", "west")]
+    assert found == [3] * 6
+    assert asked[0] == asked[2] != asked[4] and asked[0] != asked[1] == asked[3]
+    assert all(sorted(set(chosen)) == chosen for chosen in asked)
+    host.evaluate("east", "val", coded[0])
+    assert asked[-1] is None, "metrics are of all images"
+
+
 def test_metrics_on_training_images_are_for_schedules_that_read_losses(tiny: Any) -> None:
     host, model = begun(tiny)
     with pytest.raises(RunError, match="metrics on its training images"):

@@ -4,7 +4,7 @@
 
 Round: draw `sites` sites by lambda, with replacement; the model moves by the plain mean over the draws. Every site also
 sends its model as it was at a common random moment of its local steps; their mean z stands for the whole round. Then
-`sites` other sites, drawn uniformly, say their training loss of z:
+`sites` other sites, drawn uniformly, say their training loss of z, of a batch of `probe_images`:
 
     v_k = (n / m) f_k(z) for the probed sites, else 0
     lambda <- Proj_simplex(lambda + tau gamma v)                             prox = 0
@@ -36,6 +36,9 @@ class DrfaConfig(PluginConfig):
     kind: Literal["drfa"] = "drfa"
     sites: int = Field(5, ge=1, description="draws in a round, with replacement; and sites probed after it")
     gamma: float = Field(0.01, gt=0, description="step of lambda for each local step")
+    probe_images: int | None = Field(
+        512, ge=1, description="training images that a probed site takes its loss of, drawn anew; null: all"
+    )
     prox: float = Field(0.0, ge=0, description="DRFA-Prox: how strongly lambda is held at uniform")
 
     def traits(self) -> frozenset[str]:
