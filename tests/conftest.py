@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# how fast a machine is decides nothing
+settings.register_profile(
+    "medfl",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("medfl")
 
 
 @pytest.fixture(scope="session", autouse=True)

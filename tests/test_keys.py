@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medfl.audit.file import rewrite
@@ -76,7 +76,7 @@ def test_other_keys_and_other_files(path: Path):
         load_tls_key(path)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(content=st.binary(max_size=300), protected=st.booleans())
 def test_any_bytes_are_refused_cleanly(path: Path, content: bytes, protected: bool):
     rewrite(path, (b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" if protected else b"") + content)

@@ -207,7 +207,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(detail=st.dictionaries(st.text() | st.integers(), JSON, max_size=4))
 def test_any_json_is_read_as_it_was_written(detail: dict, tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("log") / "audit.log"

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys.admission import Applicant, House
 
@@ -163,7 +163,7 @@ def test_the_identity_must_sign_the_request(house: House):
     assert peer.enrol(house.register, token)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     damage=st.lists(st.tuples(st.integers(0, 999), st.integers(0, 255)), max_size=4),
     other=st.none() | st.binary(max_size=200) | st.just(b"x" * 20000),

@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
@@ -18,7 +18,7 @@ from medfl.data.manifest import save_datalist
 from medfl.errors import DataError
 
 DATA = Path(os.environ.get("MEDFL_TEST_DATA", Path(__file__).parents[3] / "shared/data"))
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=60)
 
 
 def needs(folder: str) -> pytest.MarkDecorator:

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medfl.data.base import Case, Datalist
 from medfl.data.manifest import load_datalist, save_datalist
 from medfl.errors import DataError
 
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=100)
 
 
 def write(folder: Path, content: Any) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
@@ -16,7 +16,7 @@ from medfl.data.readers import npz, read_image, read_mask, read_path
 from medfl.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow says of broken files
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=60)
 
 
 def nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **header: float) -> Path:

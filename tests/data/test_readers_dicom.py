@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -28,7 +28,7 @@ from medfl.errors import DataError
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # what pydicom says of broken files
 
 DATA = Path(os.environ.get("MEDFL_TEST_DATA", Path(__file__).parents[3] / "shared/data"))
-FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=80)
 needs = pytest.mark.skipif
 
 

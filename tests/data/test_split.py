@@ -50,7 +50,7 @@ def by_image(cases, seed=0):
     return [replace(each, split=rng.choices(SPLITS, (6, 2, 2))[0]) for each in cases]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases_strategy, st.integers(0, 5))
 def test_no_patient_is_in_two_splits_and_every_case_has_one(cases, seed):
     done = assign_splits(cases, (6, 2, 2), seed)
@@ -64,7 +64,7 @@ def test_a_split_by_image_leaks():
     assert not leaks(assign_splits(pool()))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases_strategy, st.randoms(use_true_random=False))
 def test_order_of_the_cases_does_not_matter(cases, rng):
     shuffled = list(cases)
@@ -73,7 +73,7 @@ def test_order_of_the_cases_does_not_matter(cases, rng):
     assert one == {each.key: each.split for each in assign_splits(shuffled)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases_strategy)
 def test_a_site_of_three_patients_has_one_in_every_split(cases):
     own = [replace(each, patient=f"{each.site}-{each.patient}" if each.patient else "") for each in cases]

@@ -71,7 +71,7 @@ def save(path, data, affine, **header):
     return path
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     turn=st.sampled_from(TURNS), corner=st.tuples(*[st.integers(0, 2)] * 3), size=st.tuples(*[st.integers(1, 3)] * 3)
 )

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medfl.audit.file import rewrite
@@ -50,7 +50,7 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path):
         read_invitation(tmp_path / "x")
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_refused_cleanly(tmp_path: Path, content: bytes):
     rewrite(tmp_path / "x", content)

@@ -72,7 +72,7 @@ def check(there: dict[str, bytes], back: dict[str, bytes], actions: list[tuple[s
         assert sorted(other.arrived) == sorted(there.items()) and sorted(one.arrived) == sorted(back.items())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(MESSAGES, MESSAGES, ACTIONS)
 def test_every_message_arrives_once_and_whole(
     there: dict[str, bytes], back: dict[str, bytes], actions: list[tuple[str, int]]

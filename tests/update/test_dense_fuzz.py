@@ -68,7 +68,7 @@ def taken(there: Codec, payload: Payload, size: int) -> bool:
 
 
 @every
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_any_bytes_and_header_are_decoded_to_the_size_or_refused(
     kind: str, options: dict[str, Any], data: st.DataObject

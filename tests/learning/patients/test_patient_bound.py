@@ -56,7 +56,7 @@ def rows_of(seed: int, count: int, size: int, exponents: list[int]) -> Tensor:
     return torch.from_numpy((rng.normal(size=(count, size)) * scales[:, None]).astype(np.float32))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32 - 1),
     count=st.integers(1, 12),

@@ -77,7 +77,7 @@ def reference_delta(mu, epsilon):
 
 
 @given(st.floats(0.001, 40), st.floats(0, 12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_delta_agrees_with_sixty_digits(mu, spread):
     epsilon = mu * mu / 2 + mu * (spread - min(mu / 2, 6))
     truth = reference_delta(mu, epsilon)
@@ -96,7 +96,7 @@ mus = st.floats(1e-4, 50)
 
 
 @given(mus, mus, deltas)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_epsilon_grows_with_mu_and_falls_with_delta(one, other, delta):
     low, high = sorted((one, other))
     assert 0 <= epsilon_of(low, delta) <= epsilon_of(high, delta) * (1 + 1e-9)
@@ -104,7 +104,7 @@ def test_epsilon_grows_with_mu_and_falls_with_delta(one, other, delta):
 
 
 @given(st.floats(1e-3, 200), deltas)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_mu_and_epsilon_are_inverse_and_rounded_to_the_safe_side(epsilon, delta):
     mu = mu_of(epsilon, delta)
     assert epsilon_of(mu, delta) <= epsilon
@@ -115,7 +115,7 @@ events_ = st.lists(st.builds(GaussianEvent, st.floats(0.5, 50), st.just(1.0), st
 
 
 @given(events_, deltas)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_rdp_is_above_the_exact_cost_and_order_and_grouping_do_not_matter(events, delta):
     exact = EXACT.epsilon(events, delta)
     assert exact is not None and RDP.epsilon(events, delta) >= exact * (1 - 1e-9)
@@ -125,7 +125,7 @@ def test_rdp_is_above_the_exact_cost_and_order_and_grouping_do_not_matter(events
 
 
 @given(st.floats(0.4, 30), st.floats(0.001, 0.9), st.integers(1, 5000), deltas)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_rdp_grows_with_steps_and_sampling_and_falls_with_noise(z, q, steps, delta):
     def epsilon(z, q, steps):
         return RDP.epsilon([GaussianEvent(z, q, steps)], delta)
@@ -135,7 +135,7 @@ def test_rdp_grows_with_steps_and_sampling_and_falls_with_noise(z, q, steps, del
 
 
 @given(st.floats(0.6, 20), st.floats(0.001, 0.9), st.integers(1, 200), st.floats(1e-9, 1e-2))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_pld_lies_between_nothing_and_full_participation(z, q, steps, delta):
     found = COARSE.epsilon([GaussianEvent(z, q, steps)], delta)
     full = EXACT.epsilon([GaussianEvent(z, 1.0, steps)], delta)

@@ -107,7 +107,7 @@ def test_equal_events_give_the_same_rounds_by_filter_and_by_rdp():
 @given(
     st.lists(st.sampled_from([GaussianEvent(0.7, 0.05), GaussianEvent(2.0), GaussianEvent(30.0, 1.0, 3)]), max_size=60)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_filter_never_allows_more_than_the_budget_and_never_again_once_it_refused(events):
     allowed = [within(events[:count], BUDGET) for count in range(len(events) + 1)]
     assert allowed == sorted(allowed, reverse=True)
@@ -159,7 +159,7 @@ def test_calibrated_noise_pays_for_all_steps_and_little_less_does_not(epsilon, s
 
 
 @given(st.floats(0.05, 50), st.integers(1, 2000), st.floats(1e-9, 1e-2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rounding_never_costs_the_last_planned_round(epsilon, steps, delta):
     budget = Budget(epsilon, delta)
     event = GaussianEvent(noise_multiplier(budget, steps))

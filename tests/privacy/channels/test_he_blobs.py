@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("tenseal")
@@ -38,7 +38,7 @@ def test_any_bytes_split_or_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(at=st.integers(0, 27_000), bit=st.integers(0, 7), cut=st.booleans())
 def test_damaged_ciphertexts_load_or_are_refused(name: str, at: int, bit: int, cut: bool) -> None:
     """Damage that still is a ciphertext is the signature's business; no other error escapes."""

@@ -24,7 +24,7 @@ def uniform(values: npt.NDArray[np.uint32]) -> bool:
     return bool(((counts - expected) ** 2 / expected).sum() < chi2.isf(1e-6, 255))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_sum_is_the_plain_sum_for_any_survivors(data: st.DataObject) -> None:
     count = data.draw(st.integers(3, 8))

@@ -14,7 +14,7 @@ from medfl.privacy.channels.masks import MasksConfig, keys, mask, shamir
 from medfl.privacy.keystream import BLOCK_BYTES, Keystream, scratch
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), st.binary(min_size=32, max_size=32))
 def test_any_enough_shares_rebuild_the_secret(data: st.DataObject, secret: bytes) -> None:
     count = data.draw(st.integers(1, 12))

@@ -328,7 +328,7 @@ STAGES = st.sampled_from(["masks.keys", "masks.shares", "masks.peers", "masks.su
 FEDERATION = Federation(3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STAGES, st.dictionaries(NAMES, JSON | st.just(1), max_size=4))
 def test_any_message_is_answered_or_refused(stage: str, header: dict[str, Any]) -> None:
     with pytest.raises(RunError):

@@ -111,7 +111,7 @@ def test_a_match_by_name_alone_overspends(monkeypatch: pytest.MonkeyPatch):
     assert spend(ledger, dataset=first) + spend(ledger, dataset=second, run="other") == 2 * ALLOWED
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.sets(st.sampled_from("abcdef"), min_size=1), st.sampled_from([3.0, 5.0])), max_size=20))
 def test_no_patient_passes_the_ceiling(wanted: list[tuple[set[str], float]]):
     """Whatever data sets are charged in whatever order: what was spent on each patient stays within the ceiling."""
