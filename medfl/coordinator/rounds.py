@@ -1,6 +1,7 @@
 """One round at the coordinator: orders out, updates in, the sum opened, the model moved, the round committed."""
 
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class Rounds:
         # the step moves the model in place
         before = self.federation.model.copy() if SNAPSHOT in plan.values else None
         with course.clock.phase("step"):
-            outcome = self._close(round_) if sum_ is None else self._open(sum_, round_.outcome, course)
+            outcome = self._close(round_) if sum_ is None else self._open(sum_, round_, course)
         if before is not None and not outcome.void:
             with course.clock.phase("probe"):
                 self._probe(round_, before, course)
@@ -210,9 +211,9 @@ class Rounds:
             self.desk.release(round_.outcome.plan.round, len(self.desk.plan.sites))
         return self.federation.close(round_)
 
-    def _open(self, sum_: RoundSum, outcome: RoundOutcome, course: Course) -> RoundOutcome:
+    def _open(self, sum_: RoundSum, round_: OpenRound, course: Course) -> RoundOutcome:
         """Charge, draw the noise, open the sum, persist it, and only then go on."""
-        alive, noise = len(sum_.weights), None
+        outcome, alive, noise = round_.outcome, len(sum_.weights), None
         # a site that was refused has answered: whether a round is released must not hang on that
         answered = sum(not mine.failure for mine in outcome.sites.values())
         try:
@@ -232,6 +233,7 @@ class Rounds:
             "entry": "" if self.desk is None else self.desk.entry,
             "traffic": course.traffic,
             "site_seconds": course.site_seconds,
+            "notices": {site: b64encode(notice).decode() for site, notice in round_.notices.items()},
         }
         self.journal.keep_release(about, total, course.changed, course.counted)
         if self.desk is not None:
@@ -243,8 +245,8 @@ class Rounds:
         course.traffic = dict(about["traffic"])
         course.site_seconds = dict(about["site_seconds"])
         outcome = RoundOutcome.from_json(about["outcome"])
-        # as the round began: what was chosen is not kept, and follows from the round
-        self.federation.choose(outcome.plan.round, outcome.plan.cohort)
+        notices = about.get("notices", {})
+        self.federation.hear(outcome.plan, {site: b64decode(notice) for site, notice in notices.items()})
         if self.desk is not None:
             self.desk.done_before(about["entry"], total)
         self.observer.round_started(outcome.plan)

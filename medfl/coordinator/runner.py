@@ -40,6 +40,7 @@ from medfl.study.build import (
     build_summation,
     build_task,
 )
+from medfl.study.refusals import tells_places
 from medfl.study.sources import Assignment, RunInputs, assign_cases
 from medfl.transport.base import Transport
 from medfl.transport.engines import Engine, make_transport
@@ -300,7 +301,9 @@ class Runner:
 
     def _statement(self) -> dict[str, Any]:
         channel = self.study.update.channel.kind
-        return records.privacy_statement(channel) if self._desk is None else self._desk.statement(channel)
+        if self._desk is None:
+            return records.privacy_statement(channel, places=tells_places(self.study))
+        return self._desk.statement(channel)
 
     def _finish(self, done: Sequence[Mapping[str, Any]], reason: str, start_up: float) -> dict[str, Any]:
         clock, traffic = Clock(), dict[str, Any]()

@@ -80,6 +80,8 @@ class OpenRound:
         chooser: Chooser | None = None,
     ) -> None:
         self.outcome = RoundOutcome(plan)
+        self.notices: dict[str, bytes] = {}
+        """What admitted sites told of their part of the vector."""
         self._chooser = chooser
         self.sum = sum_
         self._parts = parts
@@ -104,16 +106,18 @@ class OpenRound:
             mine.verdict = self._judge_and_take(reply, reply.payload, mine)
         except RunError as error:
             mine.verdict = Verdict("refuse", "shape", error.faults[0].what, 0.0)
+        if mine.counts and reply.notice:
+            self.notices[reply.site] = reply.notice
         return mine
 
     def _judge_and_take(self, reply: TrainReply, payload: Payload, mine: Contribution) -> Verdict:
+        part = self._part(reply)
         seen = payload if self.sum is None else self.sum.end.look(reply.site, payload)
         if self.sum is not None and (seen is None or self.sum.how.gradients):
             self.sum.add(reply.site, payload, reply.cases)
             return ADMIT
         codec = self._parts.codec if self.sum is None else self.sum.codec
         size = self._bench.model.size
-        part = self._part(reply)
         update = codec.decode(payload, size if part is None else part.size)
         if part is not None:
             # dense within its part: what a sparse codec left out there is zero, not somebody else's
@@ -241,7 +245,16 @@ class Federation:
 
     def shared(self, plan: RoundPlan) -> Part | None:
         """The part that the whole cohort sends, for sub-models that give every site of a round the same part."""
-        return None if self.chooser is None else self.chooser.up(plan.choice(plan.cohort[0]), b"")
+        return None if self.chooser is None else self.chooser.submodel.part(plan.choice(plan.cohort[0]))
+
+    def hear(self, plan: RoundPlan, notices: Mapping[str, bytes]) -> None:
+        """Take in again what admitted sites of a round told, in a process that has not heard them."""
+        if self.chooser is None:
+            return
+        # as the round began: what was chosen is not kept, and follows from the round
+        self.choose(plan.round, plan.cohort)
+        for site, notice in notices.items():
+            self.chooser.up(plan.choice(site), notice)
 
     def sent(self, plan: RoundPlan, site: str) -> FloatVector:
         """The values of the model that a site of the round is sent; the live model itself when that is all of it."""

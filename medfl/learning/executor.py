@@ -110,7 +110,7 @@ class SiteExecutor:
         choice = Choice(order.site, order.round, order.part)
         start = self.parts.submodel.begin(choice, model, private, partial(self._measure, data))
         cases = self.parts.plan.unique(data.site, order.round, feed.samples, feed.indices)
-        snapshot = None
+        snapshot, notice = None, b""
         if disclosure is not None and disclosure.plan.kind != "site":
             steps, payload = self._privately(feed.samples, order, model, private, cases, disclosure, tamper)
             course = Course.untold(steps)
@@ -123,7 +123,7 @@ class SiteExecutor:
             if disclosure is not None:
                 disclosure.permit(order.round)
                 course = Course.untold(len(course.losses))
-            payload = self._upload(model, order, private, cases, tamper, context, start)
+            payload, notice = self._upload(model, order, private, cases, tamper, context, start)
             if SNAPSHOT in context.scratch:
                 early = context.scratch[SNAPSHOT].numpy()
                 _check_finite({"snapshot": early}, order)
@@ -145,7 +145,7 @@ class SiteExecutor:
             seconds={"train": trained - started, "total": finished - started},
             skipped=Counter(outward(case.reason) for case in data.skipped),
             snapshot=snapshot,
-            notice=start.notice if payload is not None else b"",
+            notice=notice,
         )
 
     def _run(
@@ -311,7 +311,7 @@ class SiteExecutor:
         private.train(context, self.parts.rules, optimizer, noise, self._rng("views", order))
         for rule in self.parts.rules:
             rule.finish(context)
-        return plan.steps, self._upload(model, order, state, cases, tamper, context)
+        return plan.steps, self._upload(model, order, state, cases, tamper, context, Start(model))[0]
 
     def _rng(self, purpose: str, order: TrainOrder) -> np.random.Generator:
         return generator(self.parts.seed, purpose, order.round, order.site)
@@ -324,9 +324,10 @@ class SiteExecutor:
         cases: int,
         tamper: Tamper | None,
         context: LocalContext,
-        start: Start | None = None,
-    ) -> Payload | None:
-        """The change since `model` through the pipeline; on the round's grid where updates are only added."""
+        start: Start,
+    ) -> tuple[Payload | None, bytes]:
+        """The change since `model` through the pipeline; on the round's grid where updates are only added. With what
+        the coordinator is told beside it."""
         delta = np.empty_like(model)
         if not self.network.change(model, delta):
             raise _not_finite(["update"], order)
@@ -338,15 +339,16 @@ class SiteExecutor:
             pipeline = replace(
                 pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP]), int(order.values[BIT]))
             )
-        sends = None if start is None else start.sends
-        trains = None if start is None else start.trains
-        upload = Upload(order.site, order.round, order.counted, model, sends, trains)
+        sends = start.sends
+        upload = Upload(order.site, order.round, order.counted, model, sends, start.trains)
         payload = pipeline.run(delta, upload, state, self._rng("codec", order))
-        if payload is not None:
-            size = delta.size if sends is None else sends.size
-            for rule in self.parts.rules:
-                rule.sent(context, lambda: embedded(pipeline.codec.decode(payload, size), sends, delta.size))
-        return payload
+        if payload is None:
+            return None, b""
+        size = delta.size if sends is None else sends.size
+        for rule in self.parts.rules:
+            rule.sent(context, lambda: embedded(pipeline.codec.decode(payload, size), sends, delta.size))
+        choice = Choice(order.site, order.round, order.part)
+        return payload, self.parts.submodel.notice(choice, start, lambda: pipeline.ahead(delta, upload, state))
 
     def _measure(self, data: SiteData, model: FloatVector) -> float:
         """The task's primary metric, larger being better, on the validation images; NaN without any."""

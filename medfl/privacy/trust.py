@@ -24,9 +24,17 @@ _SEES = {
 }
 
 
-def privacy_statement(channel: str = "clear") -> dict[str, Any]:
-    """What a run without a privacy mechanism may say: nothing is promised, everything is listed."""
+_PLACES = "which values of each site's update are the largest, by name of the site"
+
+
+def privacy_statement(channel: str = "clear", *, places: bool = False) -> dict[str, Any]:
+    """What a run without a privacy mechanism may say: nothing is promised, everything is listed. places: whether sites
+    say beside a sealed update where it is large."""
     covered = ["each site's update" if channel == "clear" else "the sum of the sites' updates"]
+    sees = _SEES.get(channel, f"as the channel {channel} says")
+    if places and channel != "clear":
+        covered.append(_PLACES)
+        sees += f"; the coordinator also sees {_PLACES}"
     return {
         "unit": None,
         "epsilon": None,
@@ -35,7 +43,7 @@ def privacy_statement(channel: str = "clear") -> dict[str, Any]:
         "accountant": None,
         "mechanism": "none",
         "not_covered": [*covered, "per-site metrics", "per-site losses", "case counts"],
-        "trust": {"updates": _SEES.get(channel, f"as the channel {channel} says")},
+        "trust": {"updates": sees},
     }
 
 

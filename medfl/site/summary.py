@@ -12,6 +12,7 @@ from medfl.site.studies import refusals
 from medfl.study.build import build_mechanism, build_task, sums_later
 from medfl.study.digest import study_hash
 from medfl.study.model import Site, Study
+from medfl.study.refusals import tells_places
 from medfl.tasks.base import TaskConfig
 
 _SMALL, _LARGE = 1_000_000, 20_000_000
@@ -140,6 +141,8 @@ class _View:
         if self._trains:
             yield f"in each round it takes part in: {self._update()}, {self._channel()}"
             yield f"with it: {', '.join(self._beside())}"
+            if tells_places(self._study):
+                yield self._places_line()
         yield self._metrics_line()
 
     def protection(self) -> Iterator[str]:
@@ -154,7 +157,7 @@ class _View:
         study = self._study
         channel = study.update.channel.model_dump(mode="json")
         if self._mechanism is None or study.privacy is None:
-            rows = trust_table(privacy_statement(channel["kind"])["trust"], channel)
+            rows = trust_table(self._nothing()["trust"], channel)
         else:
             rows = trust_table(self._mechanism.trust(channel["kind"]), channel, study.privacy.model_dump(mode="json"))
         return [*rows, ("Other sites", ", ".join(self._peers))] if self._peers else rows
@@ -187,6 +190,7 @@ class _View:
             "cases": None if self._cases is None else dict(self._cases),
             "rounds": study.stop.rounds,
             "channel": study.update.channel.kind,
+            "tells_places": tells_places(study),
             "metrics": self._metrics if self._told() else [],
             "privacy": {
                 "unit": None if mechanism is None else mechanism.unit,
@@ -224,6 +228,14 @@ class _View:
         told = ["how many cases were trained on", "how many steps and epochs", "how long it took"]
         return told if self._mechanism else [*told, "the training loss at the start and at the end"]
 
+    def _places_line(self) -> str:
+        submodel = self._study.update.submodel
+        return (
+            f"IN THE CLEAR, whatever the channel: which {getattr(submodel, 'share', 1.0):.2%} of the network's numbers "
+            "your site would change most, in your site's name; this tells something of your images, and no noise "
+            f"covers it (sub-model {submodel.kind})"
+        )
+
     def _told(self) -> bool:
         """Whether the model's metrics on the site's images leave."""
         unseen = self._site.name in self._study.evaluation.unseen
@@ -258,7 +270,11 @@ class _View:
     def _not_covered(self) -> list[str]:
         if self._mechanism is not None:
             return self._mechanism.not_covered()
-        return list(privacy_statement(self._study.update.channel.kind)["not_covered"])
+        return list(self._nothing()["not_covered"])
+
+    def _nothing(self) -> dict[str, Any]:
+        """The statement of a study without a privacy mechanism."""
+        return privacy_statement(self._study.update.channel.kind, places=tells_places(self._study))
 
     def _refusals(self) -> list[Any]:
         return list(refusals(self._study, self._site, self._cases))

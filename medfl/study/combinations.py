@@ -22,7 +22,8 @@ RULES = (
         "C1",
         frozenset({"codec_up:support-own", "channel:reveals-sum"}),
         "each site chooses its own coordinates, which a sum cannot tell apart",
-        "use update.submodel: {kind: seeded_mask, shared: true, trains: false} with a memory, or channel: clear",
+        "use update.submodel: {kind: seeded_mask, shared: true, trains: false}, last_aggregate or union with a memory, "
+        "or channel: clear",
     ),
     Rule(
         "C15",
@@ -208,6 +209,12 @@ RULES = (
         "submodel-privacy",
         frozenset({"submodel:other", "privacy:on"}),
         "the accounting knows only updates of the whole vector",
+        "use update.submodel: full",
+    ),
+    Rule(
+        "places-privacy",
+        frozenset({"submodel:tells-places", "privacy:on"}),
+        "which coordinates a site asks for tells of its data, and no noise covers that (C5)",
         "use update.submodel: full",
     ),
     Rule(

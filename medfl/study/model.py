@@ -213,6 +213,11 @@ class Policy(Section):
         None, gt=0, lt=1, description="largest delta of a study; null: one over the number of training cases"
     )
     channels: tuple[str, ...] | None = Field(None, description="channels that updates may leave by; null allows all")
+    places_may_leave: bool = Field(
+        False,
+        description="where `channels` lets no update leave in the clear: whether a study may have the site say all the "
+        "same which values of its update are the largest (sub-model union)",
+    )
     metrics_may_leave: bool = Field(True, description="whether the model's metrics on the site's images may leave")
     approve: Literal["ask", "allowed"] = Field(
         "ask", description="ask: the data steward approves each study; allowed: what the policy allows is approved"

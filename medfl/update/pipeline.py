@@ -26,12 +26,7 @@ class UploadPipeline:
         """The payload of `delta` [size], or None when the gate keeps it back. `state` is updated in place.
 
         What is coded is a vector of its own: the values of `upload.sends`. A memory keeps what trained elsewhere."""
-        update = Update(delta, delta.size)
-        if upload.trains is not None and upload.sends is not None:
-            # where nothing trained, a change is what the site was not sent: there is nothing to remember
-            values = upload.sends.take(update)
-            update = upload.sends.put(Update(values, values.size), delta.size)
-        wanted = self.memory.before(self.gate.before(update, upload, state), state)
+        wanted = self.memory.before(self.gate.before(_trained(delta, upload), upload, state), state)
         # what the codec remembers counts only if its payload is sent
         remembered: SiteState = {}
         part = wanted
@@ -48,3 +43,17 @@ class UploadPipeline:
         self.memory.after(wanted, sent, state)
         self.gate.after(sent, upload, state)
         return payload
+
+    def ahead(self, delta: FloatVector, upload: Upload, state: SiteState) -> FloatVector:
+        """What would be wanted [size] if the same change came once more. `state` is left as it is."""
+        return self.memory.before(_trained(delta, upload), dict(state)).dense()
+
+
+def _trained(delta: FloatVector, upload: Upload) -> Update:
+    """The change of what trained."""
+    update = Update(delta, delta.size)
+    if upload.trains is None or upload.sends is None:
+        return update
+    # where nothing trained, a change is what the site was not sent: there is nothing to remember
+    values = upload.sends.take(update)
+    return upload.sends.put(Update(values, values.size), delta.size)

@@ -50,6 +50,12 @@ ALGORITHMS = {
         "update.channel=masks",
         "update.clip=5",
     ),
+    "union": (
+        "update.submodel={kind: union, share: 0.05, limit: 0.2}",
+        "update.memory=error_feedback",
+        "update.channel=masks",
+        "update.clip=5",
+    ),
     "median": ("federation.aggregator=median",),
 }
 
@@ -67,7 +73,7 @@ def test_a_run_goes_on_to_the_same_model(tiny: Any, tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize(
-    "name", ["stc both ways", "afd", "lottery", "low rank", "low-rank sums", "sparse sums", "drfa"]
+    "name", ["stc both ways", "afd", "lottery", "low rank", "low-rank sums", "sparse sums", "union", "drfa"]
 )
 def test_processes_give_the_same_model_and_bytes(tiny: Any, tmp_path: Path, name: str) -> None:
     inputs = tiny.inputs(FAR, *ALGORITHMS[name])

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from medfl.errors import InputError, MedflError, RunError
+from medfl.privacy.channels.base import CHANNELS
 from medfl.site import studies
 from medfl.site.home import SiteHome
 from medfl.site.studies import Studies, refusals
 from medfl.study.digest import study_hash
 from medfl.study.load import load_study
 from medfl.study.model import Policy, Site, Study
+from medfl.update.submodels.last_aggregate import LastAggregateConfig
+from medfl.update.submodels.union import UnionConfig
 
 
 @pytest.fixture
@@ -162,3 +165,18 @@ def test_what_a_policy_refuses(study: Study, policy: Policy, cases: dict[str, in
     assert [said in fault.what for fault in refusals(study, site, cases)] == [True]
     assert not list(refusals(study, Site(name="east"), cases))
     assert not list(refusals(study, site.model_copy(update={"policy": Policy()}), {"train": 30, "val": 3}))
+
+
+def test_a_site_that_seals_its_updates_is_asked_before_it_tells_places(study: Study):
+    sealed = study.update.model_copy(update={"channel": CHANNELS.default("masks"), "submodel": UnionConfig()})
+    tells = study.model_copy(update={"update": sealed})
+
+    def refused(found: Study, **policy: Any) -> list[bool]:
+        site = Site(name="east", policy=Policy(**policy))
+        return ["where the site's update is large" in fault.what for fault in refusals(found, site, None)]
+
+    assert refused(tells, channels=("masks", "he")) == [True]
+    assert not refused(tells, channels=("masks",), places_may_leave=True)
+    assert not refused(tells) and not refused(tells, channels=("masks", "clear"))
+    shared = sealed.model_copy(update={"submodel": LastAggregateConfig()})
+    assert not refused(study.model_copy(update={"update": shared}), channels=("masks",))

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from medfl.privacy.channels.base import CHANNELS
 from medfl.privacy.trust import QUESTIONS, privacy_statement
 from medfl.site.summary import Summary, shared_values, summary
 from medfl.study.build import build_mechanism
 from medfl.study.digest import study_hash
 from medfl.study.load import load_study
 from medfl.study.model import Policy, Site, Study
+from medfl.update.submodels.union import UnionConfig
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
 CASES = {"train": 1234, "val": 56, "test": 78}
@@ -110,6 +112,20 @@ def test_what_the_policy_refuses_is_said(cases: Any):
     assert "do not leave" in section(found, "What leaves your site")
     allowed = section(summary(of("private/pneumonia_patient.yaml"), SITE, cases), "What your site's policy says")
     assert allowed.startswith("allows the study" if cases else "allows what can be judged before")
+
+
+@pytest.mark.parametrize("channel", ["masks", "clear"])
+def test_the_steward_is_told_of_places_that_leave_in_the_clear(channel: str):
+    study = of("stacks/private_sparse.yaml")
+    assert "IN THE CLEAR" not in summary(study, SITE).text()
+    assert not summary(study, SITE).facts["tells_places"]
+    part = {"submodel": UnionConfig(share=0.02), "channel": CHANNELS.default(channel)}
+    found = summary(study.model_copy(update={"update": study.update.model_copy(update=part)}), SITE, CASES)
+    leaves = section(found, "What leaves your site")
+    assert found.facts["tells_places"] and "which 2.00% of the network's numbers" in leaves
+    sealed = channel != "clear"
+    assert ("which values of each site's update are the largest" in section(found, "Who can see what")) == sealed
+    assert any("by name of the site" in item for item in found.facts["privacy"]["not_covered"]) == sealed
 
 
 def test_the_networks_size_is_counted():

@@ -223,6 +223,7 @@ TRACKED = PLAIN | {"rules": ["fedcomgate"], "steps": 4}
 SPARSE = {"codec_up": "topk", "memory": "error_feedback"}
 WARMUP = {"kind": "warmup", "values": [0.2, 0.1], "rounds": 1}
 SHARED = {"kind": "seeded_mask", "shared": True}
+UNION = {"kind": "union", "share": 0.1}
 OWNED = {"aggregator": "masked_mean"}
 
 
@@ -255,6 +256,10 @@ REFUSED_AND_ALLOWED |= {
     "C5": (
         lambda: with_parts("update", private("site"), codec_up=marked("support-own", kind="fp32")),
         lambda: private("local", update=SPARSE),
+    ),
+    "places-privacy": (
+        lambda: private("site", update={"submodel": UNION, "memory": "error_feedback"}),
+        lambda: study(update={"submodel": UNION, "memory": "error_feedback", "channel": "masks", "clip": 1}),
     ),
     "C6": (
         lambda: tracked(update={"codec_up": "shrinking_grid"}),
@@ -562,9 +567,9 @@ REFUSED_AND_ALLOWED |= {
 }
 
 
-COMES_WITH = {"C11": {"submodel-mean"}}
+COMES_WITH = {"C11": {"submodel-mean"}, "places-privacy": {"submodel-privacy"}}
 """Rules that a study which breaks another cannot but break: parts of their own ask for the aggregator `masked_mean`,
-which sums do not have."""
+which sums do not have; and privacy is for updates of the whole vector."""
 
 
 @pytest.mark.parametrize("kind", ["masks", "he", "clear"])

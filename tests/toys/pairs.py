@@ -59,7 +59,12 @@ SETTINGS: Mapping[str, Mapping[str, Changes]] = {
     "codec_up": SPARSE,
     "change": {**SPARSE, "random_k": {"density": 0.3, "scaled": False}},
     "memory": {"dgc": {"momentum": 0.5}},
-    "submodel": {"afd": {"drop": 0.5}, "seeded_mask": {"share": 0.5}, "low_rank": {"rank": 3}},
+    "submodel": {
+        "afd": {"drop": 0.5},
+        "seeded_mask": {"share": 0.5},
+        "low_rank": {"rank": 3},
+        "union": {"share": 0.3, "limit": 0.8},
+    },
     "schedule": {"drfa": {"sites": 3}},
     "regulator": {"norm_limit": {"limit": 100.0}},
     "server": {"momentum": {"beta": 0.5}},
@@ -87,6 +92,7 @@ NEEDS: Mapping[str, Changes] = {
     "submodel=seeded_mask": PARTS,
     "submodel=lottery": PARTS,
     "submodel=last_aggregate": REMEMBERED,
+    "submodel=union": REMEMBERED,
     "channel=masks": BOUND,
     "channel=he": BOUND,
 }
@@ -256,6 +262,11 @@ def neutral() -> list[Setting]:
         ("epochs", "cosine at 1", {"local.epochs": {"kind": "cosine", "start": 1, "end": 1, "rounds": 4}}),
         ("rate", "cosine at 0.2", {"local.learning_rate": {"kind": "cosine", "start": 0.2, "end": 0.2, "rounds": 4}}),
     ]
-    places = {"update.submodel": {"kind": "last_aggregate", "share": 1}}
+    places = [
+        Setting(
+            "submodel", "last_aggregate of all", {"update.submodel": {"kind": "last_aggregate", "share": 1}}, REMEMBERED
+        ),
+        Setting("submodel", "union of all", {"update.submodel": {"kind": "union", "share": 1, "limit": 1}}, REMEMBERED),
+    ]
     found = [Setting(point, name, changes) for point, name, changes in chosen]
-    return [*found, Setting("submodel", "last_aggregate of all", places, REMEMBERED)]
+    return found + places

@@ -24,7 +24,7 @@ from medfl.study.build import build_codec_down
 from medfl.study.sources import assign_cases
 from medfl.transport.door import SiteDoor
 from medfl.transport.host import SiteHost
-from medfl.update.base import Update
+from medfl.update.base import Payload, Update
 from medfl.update.codecs.indices import pack_indices
 from medfl.update.submodels.base import Choice
 from medfl.update.submodels.last_aggregate import LastAggregateChooser
@@ -193,6 +193,30 @@ def test_a_probed_site_takes_its_loss_of_some_images_and_of_others_for_another_m
     assert all(sorted(set(chosen)) == chosen for chosen in asked)
     host.evaluate("east", "val", coded[0])
     assert asked[-1] is None, "metrics are of all images"
+
+
+UNION = ("update.submodel={kind: union, share: 0.1}", "update.memory=error_feedback")
+
+
+def test_places_leave_beside_a_sealed_sum_only_where_the_study_says_so(tiny: Any) -> None:
+    sums = ("update.channel=masks", "update.clip=5")
+    told = TrainReply("east", 1, None, 1, 1, 1, 1.0, 1.0, notice=b"places")
+
+    def door(*overrides: str) -> SiteDoor:
+        return SiteDoor("east", tiny.inputs(*sums, *overrides))
+
+    assert door(*UNION).seal(told) is told
+    with pytest.raises(RunError, match="beside the sum that is sealed"):
+        door(*UNION).seal(replace(told, snapshot=Payload("fp32", 0, ())))
+    for other in ((), ("update.submodel={kind: last_aggregate}", "update.memory=error_feedback")):
+        with pytest.raises(RunError, match="beside the sum that is sealed"):
+            door(*other).seal(told)
+    # nor under privacy, should such a study ever get past the rules
+    private = tiny.inputs("privacy={kind: site, epsilon: 2, delta: 1e-5, accept_low_utility: true}")
+    union = tiny.inputs(*UNION).study.update
+    forced = private.study.model_copy(update={"update": union})
+    with pytest.raises(RunError, match="beside the sum that is sealed"):
+        SiteDoor("east", private.model_copy(update={"study": forced})).seal(told)
 
 
 def test_metrics_on_training_images_are_for_schedules_that_read_losses(tiny: Any) -> None:

@@ -127,7 +127,7 @@ def test_both_ends_mean_the_same_part(kind: str) -> None:
             assert values.tolist() == values_of(at_site).tolist()
             received = embedded(Update(values, values.size), at_site, LAYOUT.size).dense()
             start = there.begin(travelled(choice), received, state, lambda _: 0.9)
-            up = chooser.up(choice, start.notice)
+            up = chooser.up(choice, there.notice(travelled(choice), start, lambda: MODEL))
             assert (up is None) == (start.sends is None)
             assert values_of(up).tolist() == values_of(start.sends).tolist()
             assert up is None or (up.size == values_of(up).size and increasing(up))
@@ -156,8 +156,9 @@ def test_a_chooser_goes_on_exactly_from_its_state(kind: str) -> None:
             for site, state in states.items():
                 choice = chooser.choose(site, round_, rng(round_))
                 start = submodel(kind).begin(choice, MODEL.copy(), state, lambda _: 0.9)
-                up = chooser.up(choice, start.notice)
-                found.append([dict(choice.content), values_of(up).tolist(), start.notice])
+                notice = submodel(kind).notice(choice, start, lambda: MODEL * rng(len(found)).normal(size=LAYOUT.size))
+                up = chooser.up(choice, notice)
+                found.append([dict(choice.content), values_of(up).tolist(), notice])
             chooser.learn(round_, {"x": 1 + (-1) ** round_ / (2 + round_), "y": 1 / round_})
         return found
 

@@ -46,6 +46,13 @@ def pack_indices(indices: Indices) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
 
 
+def most_bytes(count: int, size: int) -> int:
+    """The largest `pack_indices` of `count` indices below `size`: zstd adds a 256th and 64 bytes at most to what does
+    not compress."""
+    raw = 2 * count + 8 * (size // _ESCAPE)
+    return raw + (raw >> 8) + 64
+
+
 def unpack_indices(packed: Buffer, count: int, size: int) -> Indices:
     """The `count` indices, strictly increasing and below `size`. RunError for any bytes that are not exactly that; what
     is allocated follows from count and size, not from the bytes."""

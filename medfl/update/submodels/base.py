@@ -4,7 +4,8 @@ Traits: "fixed", "per-round" or "per-client" (do all sites of a round have the s
 have subspaces of their own, but all of each update is known); "mixes-coordinates" (training moves in directions that
 are not coordinates); "needs-losses" (the coordinator learns from the sites' training losses); "private-mask" (the
 coordinates tell of a site's data); "needs-measure" (the site measures the received model before it trains);
-"trains-all" (only what is sent is a part).
+"trains-all" (only what is sent is a part); "tells-places" (the notice names coordinates that a site would send: it
+leaves in the clear beside sealed values).
 
 One round, with `None` for "the whole vector" everywhere:
 
@@ -14,13 +15,13 @@ One round, with `None` for "the whole vector" everywhere:
     taken(model, down), choice.content   ->        down = submodel.down(choice, state)
                                                    start = submodel.begin(choice, received, state, measure)
                                                    train from start.values, moving start.trains alone
-    up = chooser.up(choice, notice)      <-        taken(values - received, start.sends), start.notice
-    embedded(update, up)
+    up = chooser.up(choice, notice)      <-        taken(values - received, start.sends)
+    embedded(update, up)                           notice = submodel.notice(choice, start, ahead)
     chooser.learn(round, losses)                   at the end of the round
 
-Only `choice.content` (small JSON) and `start.notice` (bytes, mostly none) travel beside the values, never positions.
-An update is always measured from what the site received, also where training starts elsewhere. Memories hold their
-residual in the coordinates of the whole vector; what lies outside `start.sends` waits there until it can be sent.
+Only `choice.content` (small JSON) and the notice (bytes, mostly none) travel beside the values. An update is always
+measured from what the site received, also where training starts elsewhere. Memories hold their residual in the
+coordinates of the whole vector; what lies outside `start.sends` waits there until it can be sent.
 
 A `SubModel` holds nothing that moves: the coordinator's state is in its `Chooser`, a site's in its private state.
 """
@@ -70,7 +71,7 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Start:
     """How a site begins a round. values: the vector [size] that training starts from. trains: the part that may move.
-    sends: the part of the change that is sent. notice: what the coordinator must be told with the reply."""
+    sends: the part of the change that is sent. notice: what the coordinator must be told of it with the reply."""
 
     values: FloatVector
     trains: Part | None = None
@@ -115,6 +116,12 @@ class SubModel(Plugin[PluginConfig], ABC):
         part = self.part(choice)
         return Start(received, part, part)
 
+    def notice(self, choice: Choice, start: Start, ahead: Callable[[], FloatVector]) -> bytes:
+        """At the site, once its update is coded: what the coordinator is told with the reply. ahead: the vector [size]
+        that the site would send in another round with the same change, with what its memory kept back of this one.
+        Default: what was known at the start."""
+        return start.notice
+
     def personal(self, model: FloatVector, state: SiteState) -> FloatVector:
         """What a site has for itself of a model [size]; the model, unless the site has a mask of its own."""
         return model
@@ -136,7 +143,8 @@ class Chooser:
 
     def up(self, choice: Choice, notice: bytes) -> Part | None:
         """Which part the values of a reply are. RunError when the notice is not one that this site may send: nothing
-        was changed then, and the reply is to be refused. Asked again with the same notice, the answer is the same."""
+        was changed then, and the reply is to be refused. Asked again with the same notice, the answer is the same: a
+        round whose sum was opened before the process died is gone through again."""
         refuse_notice(choice, notice)
         return self.submodel.part(choice)
 
@@ -172,6 +180,7 @@ SUBMODELS = PluginPoint(
         "seeded_mask": "medfl.update.submodels.seeded_mask:SeededMask",
         "low_rank": "medfl.update.submodels.low_rank:LowRank",
         "last_aggregate": "medfl.update.submodels.last_aggregate:LastAggregate",
+        "union": "medfl.update.submodels.union:Union",
         "lottery": "medfl.update.submodels.lottery:Lottery",
     },
 )

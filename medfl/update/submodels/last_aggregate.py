@@ -11,9 +11,6 @@ first would ever be sent: use `update.memory: error_feedback`. In the first roun
 Costs: `share` of the bytes up; the whole model and about one byte a place down. State: the places at the coordinator.
 """
 
-import base64
-import binascii
-import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -21,17 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from medfl.errors import RunError, StudyError
+from medfl.errors import StudyError
 from medfl.plugins import PluginConfig
-from medfl.update.codecs.indices import pack_indices, unpack_indices
 from medfl.update.codecs.selection import largest
 from medfl.update.memories.base import SiteState
 from medfl.update.parts import Coordinates
 from medfl.update.submodels.base import Choice, Chooser, Measure, Start, SubModel
+from medfl.update.submodels.places import MOST_BYTES, drawing, named, places_of
 from medfl.update.vector import FloatVector
-
-_MOST = 2 * 2**20
-"""Bytes of an order's header that places may take."""
 
 
 class LastAggregateConfig(PluginConfig):
@@ -54,12 +48,7 @@ class LastAggregate(SubModel):
 
     def part(self, choice: Choice) -> Coordinates:
         """RunError when the content does not name as many places as the study says."""
-        where, text = f"site {choice.site}, round {choice.round}", choice.content.get("places")
-        try:
-            packed = base64.b64decode(text if isinstance(text, str) else "-", validate=True)
-        except (binascii.Error, ValueError):
-            raise RunError.at(where, "was not told which coordinates are sent") from None
-        return Coordinates(unpack_indices(packed, self.count, self.setup.layout.size))
+        return places_of(choice, self.count, self.setup.layout.size)
 
     def begin(self, choice: Choice, received: FloatVector, state: SiteState, measure: Measure) -> Start:
         return Start(received, None, self.part(choice))
@@ -78,20 +67,20 @@ class LastAggregateChooser(Chooser):
 
     def choose(self, site: str, round_: int, rng: np.random.Generator) -> Choice:
         if self._told[0] != round_:
-            packed = pack_indices(self._places(round_))
-            if len(packed) > _MOST:
+            content, length = named(self._places(round_))
+            if length > MOST_BYTES:
                 raise StudyError.at(
                     "update.submodel.share",
-                    f"names {self.submodel.count} places, which take {len(packed)} bytes of an order",
+                    f"names {self.submodel.count} places, which take {length} bytes of an order",
                     "lower it, or use seeded_mask, which names none",
                 )
-            self._told = round_, {"places": base64.b64encode(packed).decode()}
+            self._told = round_, content
         return Choice(site, round_, self._told[1])
 
     def _places(self, round_: int) -> npt.NDArray[np.int64]:
         """The same for all sites of a round, whoever is asked first."""
         setup, count = self.submodel.setup, self.submodel.count
-        rng = np.random.default_rng([setup.seed, zlib.crc32(b"last_aggregate"), round_])
+        rng = drawing("last_aggregate", setup.seed, round_)
         # as many again as are needed, for some are chosen already; without a permutation of the whole vector
         drawn = np.setdiff1d(rng.choice(setup.layout.size, count, replace=False, shuffle=False), self._moved)
         more = rng.choice(drawn, count - self._moved.size, replace=False)
