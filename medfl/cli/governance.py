@@ -52,11 +52,13 @@ def show(study: Hash, home: Home, json: Json = False) -> None:
     from medfl.site.home import SiteHome
     from medfl.site.studies import Studies
     from medfl.site.summary import shared_values, summary
+    from medfl.study.shared_images import offered
 
     opened = SiteHome.open(home)
     known = Studies(opened)
     offer = known.find(study)
-    told = summary(offer.study, opened.site, values=shared_values(offer.study))
+    shared = offered(offer.study, opened.site)
+    told = summary(offer.study, opened.site, values=shared_values(offer.study), shared=shared)
     standing = known.standing(offer.hash)
     if json:
         print_json({**told.to_json(), "state": standing.state, "study_json": offer.study.to_json()})

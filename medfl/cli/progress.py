@@ -41,7 +41,8 @@ class PlainProgress(Observer):
         for info in sites:
             counts = ", ".join(f"{count} {split}" for split, count in info.cases.items() if count)
             skipped = f", {len(info.skipped)} skipped" if info.skipped else ""
-            self._line(f"site {info.name}: {counts}{skipped}")
+            shared = f", {sum(info.shared.values())} shared" if info.shared else ""
+            self._line(f"site {info.name}: {counts}{shared}{skipped}")
         if done:
             self._line(f"resuming after round {done} of {rounds}")
 

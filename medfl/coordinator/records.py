@@ -62,6 +62,7 @@ def round_record(
         "void": outcome.void,
         "hyperparameters": dict(outcome.plan.values),
         "cases": {site: mine.cases for site, mine in sites.items() if not mine.failure},
+        "shared": {site: mine.shared for site, mine in sites.items() if mine.shared},
         "skipped": {site: dict(mine.skipped) for site, mine in sites.items() if mine.skipped},
         "local_epochs": {site: mine.epochs for site, mine in sites.items() if mine.epochs},
         "local_steps": {site: mine.steps for site, mine in sites.items() if mine.steps},
@@ -132,8 +133,12 @@ def seconds_total(records: Iterable[Mapping[str, Any]], extra: Mapping[str, floa
 
 
 def data_json(sites: Sequence[SiteInfo]) -> dict[str, Any]:
-    """What each site brought: cases by split, and every skipped case with its reason."""
-    return {info.name: {"cases": dict(info.cases), "skipped": dict(info.skipped)} for info in sites}
+    """What each site brought: its cases by split, every skipped case with its reason, and how many cases of others it
+    trains on beside them, by consent."""
+    return {
+        info.name: {"cases": dict(info.cases), "skipped": dict(info.skipped), "shared": dict(info.shared)}
+        for info in sites
+    }
 
 
 def versions() -> dict[str, str]:

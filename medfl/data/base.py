@@ -13,7 +13,7 @@ Conventions, everywhere:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +53,20 @@ class Case:
     split: str = ""
     array: str = ""
     index: int | None = None
+
+
+_LENT = "lent://"
+
+
+def lent(case: Case, site: str, origin: str) -> Case:
+    """A case of somebody else that `site` trains on and does not count as its own. It is told from own cases by its
+    key, so that it is wherever samples are. origin: whose it is, without a slash."""
+    return replace(case, site=site, key=f"{_LENT}{origin}/{case.key}")
+
+
+def origin_of(key: str) -> str:
+    """Whose case a key names; "" for the site's own."""
+    return key.removeprefix(_LENT).split("/")[0] if key.startswith(_LENT) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +142,17 @@ class SiteData:
     """Everything one site brings to a study.
 
     skipped: cases left out at reading, with their reasons. facts: counts for the report, such as
-    {"read": 40, "skipped": 1, "patients": 40}.
+    {"read": 40, "skipped": 1, "patients": 40}. lent: readable training cases of others by their origin (see `lent`).
     """
 
     site: str
     splits: Mapping[str, SampleSet]
     skipped: tuple[Skipped, ...] = ()
     facts: Mapping[str, int] = field(default_factory=dict)
+    lent: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def cases(self) -> dict[str, int]:
+        """The site's own cases by split: those that count for it."""
+        found = {split: samples.cases for split, samples in self.splits.items()}
+        return found | ({"train": found["train"] - sum(self.lent.values())} if self.lent else {})

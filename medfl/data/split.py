@@ -46,6 +46,11 @@ def assign_splits(
     return tuple(replace(case, split=split[patient_of(case)]) for case in cases)
 
 
+def refuse_split_patients(cases: Iterable[Case]) -> None:
+    """DataError that names every patient with images in several splits."""
+    _given(by_patient(cases))
+
+
 def patient_of(case: Case) -> str:
     """The patient; a case without one is a patient of its own."""
     return case.patient or f"case {case.key}"

@@ -40,7 +40,7 @@ class RoundPlan:
 
 @dataclass(slots=True)
 class Contribution:
-    """What became of one site in a round."""
+    """What became of one site in a round. cases: of its own, its weight; shared: of others, which it trained on too."""
 
     cases: int = 0
     steps: int = 0
@@ -53,11 +53,20 @@ class Contribution:
     skipped_upload: bool = False
     failure: str = ""
     late: bool = False
+    shared: int = 0
 
     @classmethod
     def of(cls, reply: TrainReply) -> "Contribution":
         """What a site says of its training, not judged yet."""
-        return cls(reply.cases, reply.steps, reply.epochs, reply.loss_start, reply.loss, skipped=dict(reply.skipped))
+        return cls(
+            reply.cases,
+            reply.steps,
+            reply.epochs,
+            reply.loss_start,
+            reply.loss,
+            skipped=dict(reply.skipped),
+            shared=reply.shared,
+        )
 
     @property
     def counts(self) -> bool:

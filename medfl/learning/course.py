@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from medfl.data.base import SampleSet, SiteData
+from medfl.data.base import SampleSet, SiteData, origin_of
 from medfl.errors import DataError
 from medfl.update.memories.base import SiteState
 
@@ -39,6 +39,9 @@ class Feed:
             raise DataError.at(f"site {site}", "has no training samples", "check its data with `medfl site check`")
         labels = samples.labels()
         indices = parts.plan.indices(site, round_, labels, state)
+        if data.lent:
+            others = np.array([bool(origin_of(samples.info(int(index)).key)) for index in indices], np.bool_)
+            indices = parts.plan.drawn(site, round_, indices[~others], indices[others])
         if not len(indices):
             raise DataError.at(f"site {site}, round {round_}", "the data plan leaves nothing to train on")
         weights, found = parts.task.weights(labels[indices]), None

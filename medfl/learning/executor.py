@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from medfl.data.base import Sample, SampleInfo, SampleSet, SiteData
-from medfl.data.plans.base import DataPlan
+from medfl.data.plans.base import DataPlan, own_and_lent
 from medfl.data.reasons import outward
 from medfl.errors import MedflError, RunError
 from medfl.learning.checkpoint import EpochStore, order_key
@@ -146,6 +146,7 @@ class SiteExecutor:
             skipped=Counter(outward(case.reason) for case in data.skipped),
             snapshot=snapshot,
             notice=notice,
+            shared=own_and_lent(feed.samples, feed.indices)[1] if data.lent else 0,
         )
 
     def _run(

@@ -20,13 +20,14 @@ def planned_steps(values: Mapping[str, float], per_epoch: int, most: int | None)
 
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
-    """What a site tells about itself when it joins. cases: unique cases by split. identity: its public signing key, as
-    hex."""
+    """What a site tells about itself when it joins. cases: unique cases of its own by split. identity: its public
+    signing key, as hex. shared: training cases beside its own, by the consent that its file states."""
 
     name: str
     cases: Mapping[str, int]
     skipped: Mapping[str, str] = field(default_factory=dict)
     identity: str = ""
+    shared: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
@@ -76,7 +77,8 @@ class TrainReply:
 
     payload: the sealed update, or None when the upload gate kept it back. snapshot: the change of the model at an
     earlier step, where the order's values ask for it ("local.snapshot"). notice: what a sub-model tells of the part of
-    the vector that the payload is of. cases: unique cases trained on.
+    the vector that the payload is of. cases: unique cases of its own trained on, which are its weight. shared: unique
+    cases of others trained on.
     loss_start / loss: mean training loss over the first epoch and over the last. seconds: training, and all of it.
     ledger: the head of the site's privacy ledger, "" without one. skipped: cases that could not be used, by reason.
     """
@@ -94,6 +96,7 @@ class TrainReply:
     skipped: Mapping[str, int] = field(default_factory=dict)
     snapshot: Payload | None = None
     notice: bytes = b""
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,10 @@ def _about_data(run: RunRecord, found: Results) -> Iterable[str]:
             f"The AUROC of all sites together ({number(together)}) lies below that of every single site: the same "
             "score means different things at different sites, and no one threshold suits them all."
         )
+    for site, data in run.summary["data"].items():
+        for consent, count in (data.get("shared") or {}).items():
+            own = data["cases"].get("train", 0)
+            yield f"{site} trained on {own:,} cases of its own and on {count:,} shared ones ({consent})."
     skipped = sum(len(site.get("skipped") or {}) for site in run.summary["data"].values())
     if skipped:
         yield f"{skipped} of the sites' cases could not be used; the reasons are listed below."

@@ -102,7 +102,8 @@ class Agent(Answering):
             self._work.study = study
             info = self._load()
             self._work.hash = standing.study
-            self.audit.append("joined", {"study": standing.study, "cases": dict(info.cases)})
+            shared = {"shared": dict(info.shared)} if info.shared else {}
+            self.audit.append("joined", {"study": standing.study, "cases": dict(info.cases), **shared})
         self.say("ready")
         return parts({"answer": "open", "info": info_json(self._work.info)})
 
@@ -203,7 +204,7 @@ class Agent(Answering):
         for piece in found:
             digest.update(piece)
         told = {"run": work.run, "round": round_, "cases": answer.cases, "message": digest.hexdigest()}
-        self.audit.append("trained", told)
+        self.audit.append("trained", told | ({"shared": answer.shared} if answer.shared else {}))
         self.say("ready")
         return found
 

@@ -36,6 +36,7 @@ from medfl.study.yaml_text import parse
 _FOLDERS = ("pki", "studies", "ledgers", "cache", "work")
 _SALT_BYTES = 32
 _DATA = re.compile(r"^data:.*$", re.MULTILINE)
+_MANIFEST = re.compile(r"""\bmanifest:\s*("[^"\n]*"|'[^'\n]*'|[^,}\n#]*[^,}\n#\s])""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,23 +177,29 @@ def _require_real(site: Site, path: Path) -> None:
 
 
 def _copy(path: Path) -> str:
-    """The site file's text, comments and all, with the path of its images made absolute."""
+    """The site file's text, comments and all, with the paths of its images made absolute."""
     site = load_site_file(path)
     _require_real(site, path)
     text = path.read_text(encoding="utf-8")
-    if site.data is None:
-        return text
     # JSON text is YAML text
-    text = _DATA.sub(lambda _: f"data: {json.dumps(str(site.data))}", text, count=1)
-    if _data_in(text) != str(site.data):
-        raise StudyError.at(
-            f"{path}: data", "is written in a way that cannot be copied", "write it on a line of its own"
-        )
+    if site.data is not None:
+        text = _DATA.sub(lambda _: f"data: {json.dumps(str(site.data))}", text, count=1)
+    manifests = [str(entry.manifest) for entry in site.shared]
+    following = iter(manifests)
+    text = _MANIFEST.sub(lambda _: f"manifest: {json.dumps(next(following, ''))}", text)
+    copied = _paths_in(text)
+    for key, there in (("data", None if site.data is None else str(site.data)), ("shared", manifests)):
+        if copied.get(key) != there:
+            raise StudyError.at(
+                f"{path}: {key}", "is written in a way that cannot be copied", "write it on a line of its own"
+            )
     return text
 
 
-def _data_in(text: str) -> Any:
+def _paths_in(text: str) -> dict[str, Any]:
+    """The paths of images in a site file; nothing where it cannot be read."""
     try:
-        return parse(text)["data"]
+        found = parse(text)
     except ValueError:
-        return None
+        return {}
+    return {"data": found.get("data"), "shared": [entry["manifest"] for entry in found.get("shared") or ()]}

@@ -20,6 +20,7 @@ from medfl.study.digest import study_hash
 from medfl.study.load import study_from_json
 from medfl.study.model import Site, Study
 from medfl.study.refusals import policy_refusals
+from medfl.study.shared_images import reads_shared
 
 State = Literal["held", "approved", "rejected"]
 POLICY = "the site's policy"
@@ -180,6 +181,13 @@ def refusals(study: Study, site: Site, cases: Mapping[str, int] | None = None) -
     minimum = max(site.policy.minimum_cases, study.data.minimum_cases)
     if trains and cases is not None and cases["train"] < minimum:
         faults.add(where, f"{cases['train']} training cases are fewer than the {minimum} asked for", "add images")
+    if trains and reads_shared(study) and not site.shared:
+        faults.add(
+            f"site {site.name}",
+            f"the study's data plan {study.local.plan.kind} trains on images beside the site's own, and its file names "
+            "none under `shared`",
+            "add them with their consent, or refuse the study",
+        )
     known = dict.fromkeys(_SPLITS, 1) if cases is None else cases
     known = {split: number for split, number in known.items() if number}
     faults.extend(policy_refusals(study, site.name, site.policy, known))

@@ -13,6 +13,7 @@ from medfl.study.build import build_mechanism, build_task, sums_later
 from medfl.study.digest import study_hash
 from medfl.study.model import Site, Study
 from medfl.study.refusals import tells_places
+from medfl.study.shared_images import reads_shared
 from medfl.tasks.base import TaskConfig
 
 _SMALL, _LARGE = 1_000_000, 20_000_000
@@ -54,13 +55,16 @@ def summary(
     cases: Mapping[str, int] | None = None,
     peers: Sequence[str] = (),
     values: int | None = None,
+    shared: Sequence[int] | None = None,
 ) -> Summary:
     """What a study means for a site.
 
     cases: by split, after withdrawals; None while the images have not been counted. peers: the other sites, where they
     are known. values: numbers that a network's update consists of (`shared_values`); None while it was not built.
+    shared: images beside its own that the study trains on, by entry of its file (`medfl.study.shared_images.offered`);
+    None while they were not counted.
     """
-    view = _View(study, site, cases, tuple(peers), values)
+    view = _View(study, site, cases, tuple(peers), values, shared)
     sections = (
         Section("What is trained", tuple(view.trained())),
         Section("On which of your images", tuple(view.images())),
@@ -83,10 +87,17 @@ def shared_values(study: Study) -> int:
 
 class _View:
     def __init__(
-        self, study: Study, site: Site, cases: Mapping[str, int] | None, peers: tuple[str, ...], values: int | None
+        self,
+        study: Study,
+        site: Site,
+        cases: Mapping[str, int] | None,
+        peers: tuple[str, ...],
+        values: int | None,
+        shared: Sequence[int] | None,
     ) -> None:
         self.hash = study_hash(study)
         self._study, self._site, self._cases, self._peers, self._values = study, site, cases, peers, values
+        self._shared = shared
         self._mechanism: Mechanism | None = build_mechanism(study)
         self._task = build_task(study)
         self._metrics = list(dict.fromkeys(metric.name for metric in self._task.metrics(self._task.empty())))
@@ -111,11 +122,24 @@ class _View:
             yield "your site's file names no images; the study asks for some"
         if not self._trains:
             yield "none of them are trained on; the model is only evaluated on them"
+        elif reads_shared(self._study):
+            yield from self._beside_own()
         if self._cases is None:
             yield "how many, by split, is counted when they are loaded; patients who were withdrawn are left out"
             return
         counts = ", ".join(f"{number:,} {split}" for split, number in self._cases.items()) or "none"
         yield f"cases, without those of patients who were withdrawn: {counts}"
+
+    def _beside_own(self) -> Iterator[str]:
+        """Images that the site's file shares with its training."""
+        if not self._site.shared:
+            yield "the study also trains on images that your site's file names under `shared`, and it names none"
+        for number, entry in enumerate(self._site.shared):
+            count = "" if self._shared is None else f"{self._shared[number]:,} "
+            yield (
+                f"beside them, for training alone: {count}images of {entry.manifest}, by the consent that your site's "
+                f"file states: {entry.consent}; they do not count as yours, and their number and this text are told"
+            )
 
     def duration(self) -> Iterator[str]:
         stop, local, schedule = self._study.stop, self._study.local, self._study.federation.schedule
@@ -188,6 +212,7 @@ class _View:
             "size": None if self._values is None else self._size(),
             "trains": self._trains,
             "cases": None if self._cases is None else dict(self._cases),
+            "shared": None if self._shared is None else sum(self._shared),
             "rounds": study.stop.rounds,
             "channel": study.update.channel.kind,
             "tells_places": tells_places(study),

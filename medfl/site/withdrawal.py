@@ -55,8 +55,10 @@ def _by_run(parts: Mapping[str, Sequence[Part]]) -> list[dict[str, Any]]:
 
 
 def _in_data(home: SiteHome) -> frozenset[str]:
-    """The keys of the patients in the site's images."""
+    """The keys of the patients in the site's images, and in those that it may train on beside them."""
     from medfl.data.importers import find_datalist
 
-    data = home.site.data
-    return frozenset() if data is None else frozenset(home.key_of(patient_of(c)) for c in find_datalist(data).cases)
+    lists = [home.site.data, *(entry.manifest for entry in home.site.shared)]
+    return frozenset(
+        home.key_of(patient_of(case)) for data in lists if data is not None for case in find_datalist(data).cases
+    )

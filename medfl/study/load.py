@@ -74,9 +74,13 @@ def load_sites(folder: Path) -> list[Site]:
 def load_site_file(path: Path) -> Site:
     """One hospital's file; paths in it are relative to it."""
     site = _validate(Site, _read(path), path.name)
-    if site.data is not None and not site.data.is_absolute():
-        site = site.model_copy(update={"data": (path.parent / site.data).resolve()})
-    return site
+
+    def absolute(there: Path) -> Path:
+        return there if there.is_absolute() else (path.parent / there).resolve()
+
+    shared = tuple(lent.model_copy(update={"manifest": absolute(lent.manifest)}) for lent in site.shared)
+    data = None if site.data is None else absolute(site.data)
+    return site.model_copy(update={"data": data, "shared": shared})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -230,6 +230,15 @@ class Policy(Section):
         return any(value is not None for value in asked) or not self.metrics_may_leave
 
 
+class SharedImages(Section):
+    """Images that a site may train on beside its own, and by whose word."""
+
+    manifest: Path = Field(description="a datalist.json or a folder to import")
+    consent: str = Field(
+        min_length=1, max_length=200, description="what allows it: agreement, ethics vote, licence of a public set"
+    )
+
+
 class Site(Section):
     """One hospital's file, `sites/<name>.yaml`."""
 
@@ -242,6 +251,12 @@ class Site(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
     data: Path | None = Field(None, description="this site's images: a datalist.json or a folder to import")
+    shared: tuple[SharedImages, ...] = Field(
+        (),
+        max_length=16,
+        description="images beside its own that studies with the data plan `overlap` may train on, told with their "
+        "consent; no other study opens them",
+    )
     synthetic: SiteShift = SiteShift()
     policy: Policy = Policy()
     fault: SimulatedFault | None = None

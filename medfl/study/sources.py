@@ -12,8 +12,10 @@ from medfl.data.base import Case, Datalist, SiteData
 from medfl.data.partition.base import COMMON, PARTITIONS
 from medfl.data.plans.base import PLANS
 from medfl.data.split import assign_splits
-from medfl.errors import DataError, Faults, StudyError
+from medfl.errors import DataError, Faults, InputError, StudyError
+from medfl.study.fitting import require_classes, require_task
 from medfl.study.model import COORDINATOR, POOLED, Site, Study
+from medfl.study.shared_images import reads_shared, shared_cases
 
 
 class RunInputs(BaseModel):
@@ -52,8 +54,8 @@ def assign_cases(inputs: RunInputs) -> Assignment:
     """
     study = inputs.study
     datalist = open_datalist(inputs)
-    _check_task(study, datalist)
-    _check_classes(study, datalist)
+    require_task(study, datalist)
+    require_classes(study, datalist)
     named = sorted({case.site for case in datalist.cases if case.site})
     partition = PARTITIONS.build(study.data.partition or PARTITIONS.default("column" if named else "iid"))
     sites = named if partition.config.kind == "column" else _site_names(inputs, named)
@@ -74,20 +76,22 @@ def own_cases(inputs: RunInputs) -> tuple[Case, ...]:
     study, (site,) = inputs.study, inputs.sites
     refuse_sharing(study)
     datalist = _joined(inputs)
-    _check_task(study, datalist)
-    _check_classes(study, datalist)
+    require_task(study, datalist)
+    require_classes(study, datalist)
     cases = assign_splits(datalist.cases, study.data.split, study.seed)
     quiet = site.name in study.evaluation.unseen
-    return tuple(case for case in cases if not (quiet and case.split == "train"))
+    held = tuple(case for case in cases if not (quiet and case.split == "train"))
+    return _planned(inputs, {site.name: held})[site.name] if held else ()
 
 
 def refuse_sharing(study: Study) -> None:
-    """StudyError when a study would train sites on each other's images, which only a simulation can do."""
-    if "shares-data" in study.local.plan.traits():
+    """StudyError when a study would lend a site's images to others, which only a simulation can do."""
+    if "lends-images" in study.local.plan.traits():
         raise StudyError.at(
             f"study {study.name}: local.plan",
             f"{study.local.plan.kind} lends images to other sites, and no image leaves a hospital",
-            "use local.plan: shards, or run it with medfl simulate",
+            "use local.plan: overlap, which trains on images that sites hold by consent, or shards; or run it with "
+            "medfl simulate",
         )
 
 
@@ -96,10 +100,15 @@ def _shared_test(case: Case) -> Case:
     return replace(case, split="test") if case.site == COMMON and not case.split else case
 
 
+def _has_own_lists(inputs: RunInputs) -> bool:
+    """Whether the images are those that the sites' files name."""
+    return inputs.data is None and any(site.data is not None for site in inputs.sites)
+
+
 def open_datalist(inputs: RunInputs) -> Datalist:
     """The datalist of a run: `--data`, the sites' own, or the study's source."""
     source = inputs.study.data.source
-    if inputs.data is None and any(site.data is not None for site in inputs.sites):
+    if _has_own_lists(inputs):
         return _joined(inputs)
     if inputs.data is None and source.kind == "synthetic":
         return _synthetic(inputs)
@@ -121,7 +130,7 @@ def adapt_to_images(inputs: RunInputs) -> tuple[RunInputs, list[str]]:
         return inputs, []
     study, notes = inputs.study, []
     datalist = open_datalist(inputs)
-    _check_task(study, datalist)
+    require_task(study, datalist)
     if datalist.classes != study.task.classes:
         notes.append(f"classes are those of the images: {', '.join(datalist.classes)}")
     there = {case.site for case in datalist.cases}
@@ -206,34 +215,6 @@ def _site_names(inputs: RunInputs, named: Sequence[str]) -> tuple[str, ...]:
     return known or tuple(f"site{number + 1}" for number in range(inputs.study.federation.sites))
 
 
-def _check_task(study: Study, datalist: Datalist) -> None:
-    if datalist.task != study.task.kind:
-        raise StudyError.at(
-            f"datalist {datalist.name}",
-            f"is for {datalist.task}, the study trains {study.task.kind}",
-            "use the study for it",
-        )
-
-
-def _check_classes(study: Study, datalist: Datalist) -> None:
-    named = ", ".join(datalist.classes)
-    own = {name: number for number, name in enumerate(study.task.classes)}
-    moved = [name for number, name in enumerate(datalist.classes) if own.get(name, number) != number]
-    if moved:
-        raise StudyError.at(
-            "task.classes",
-            f"numbers {', '.join(moved)} differently from the images, whose classes are {named}",
-            f"import the images with --classes '{','.join(study.task.classes)}', or train with theirs: "
-            f"--set task.classes='[{named}]'",
-        )
-    if len(datalist.classes) != len(study.task.classes):
-        raise StudyError.at(
-            "task.classes",
-            f"names {len(study.task.classes)} classes, the images have {len(datalist.classes)}: {named}",
-            f"--set task.classes='[{named}]'",
-        )
-
-
 def _check_sites(inputs: RunInputs, found: Mapping[str, Sequence[Case]]) -> None:
     evaluation, faults, known = inputs.study.evaluation, Faults(), f"sites with images: {', '.join(sorted(found))}"
     named = [("evaluation.unseen", name) for name in evaluation.unseen]
@@ -257,7 +238,7 @@ def _check_sites(inputs: RunInputs, found: Mapping[str, Sequence[Case]]) -> None
     if strict:
         faults.add("--pooled", f"would pass by the policies of {', '.join(strict)}", "drop it, or ask these sites")
     strict = [site.name for site in inputs.sites if site.policy.restricts]
-    if strict and "shares-data" in inputs.study.local.plan.traits():
+    if strict and "lends-images" in inputs.study.local.plan.traits():
         where = f"local.plan {inputs.study.local.plan.kind}"
         faults.add(where, f"would pass by the policies of {', '.join(strict)}", "use shards, or ask these sites")
     if inputs.only and inputs.pooled:
@@ -284,18 +265,38 @@ def _with_roles(inputs: RunInputs, cases: Mapping[str, list[Case]], unseen: set[
     }
     if inputs.pooled:
         kept[POOLED] = tuple(replace(case, site=POOLED) for case in pool)
-    return _planned(inputs.study, {site: own for site, own in kept.items() if own})
+    return _planned(inputs, {site: own for site, own in kept.items() if own})
 
 
-def _planned(study: Study, cases: dict[str, tuple[Case, ...]]) -> dict[str, tuple[Case, ...]]:
+def _planned(inputs: RunInputs, cases: dict[str, tuple[Case, ...]]) -> dict[str, tuple[Case, ...]]:
     """What each training site holds according to the study's data plan."""
-    plan = PLANS.build(study.local.plan)
+    plan = PLANS.build(inputs.study.local.plan)
     everything = tuple(case for own in cases.values() for case in own)
     training = [site for site, own in cases.items() if any(case.split == "train" for case in own)]
+    shared = _shared(inputs, cases, training) if reads_shared(inputs.study) else {}
     for site in training:
         rest = tuple(case for case in cases[site] if case.split != "train")
-        cases[site] = plan.hold(site, everything, training) + rest
+        more = (shared[site],) if site in shared else ()
+        cases[site] = plan.hold(site, everything, training, *more) + rest
     return cases
+
+
+def _shared(
+    inputs: RunInputs, cases: Mapping[str, tuple[Case, ...]], training: Sequence[str]
+) -> dict[str, tuple[Case, ...]]:
+    """What the sites' files lend to their training, with the faults of all of them; the pooled baseline has no file."""
+    files, found, faults = {site.name: site for site in inputs.sites}, {}, Faults()
+    tested = [case for own in cases.values() for case in own if case.split != "train"]
+    for name in training:
+        if name == POOLED:
+            continue
+        prefix = f"{name}/" if _has_own_lists(inputs) else ""
+        try:
+            found[name] = shared_cases(inputs.study, files.get(name, Site(name=name)), cases[name], tested, prefix)
+        except InputError as error:
+            faults.extend(error.faults)
+    faults.raise_if_any(InputError)
+    return found
 
 
 def load_site_data(inputs: RunInputs, site: str, cases: Sequence[Case]) -> SiteData:

@@ -10,7 +10,7 @@ from medfl.transport.post import Ticket
 from medfl.transport.texts import plain
 from medfl.update.wire import unpack
 
-_FAULTS, _HEAD, _CASES = 20, 200, 2**40
+_FAULTS, _HEAD, _CASES, _CONSENTS = 20, 200, 2**40, 16
 _SILENT = "failed without saying why"
 
 
@@ -53,11 +53,14 @@ def info_of(value: Any) -> SiteInfo:
     try:
         cases = {plain(split, 80): count for split, count in value["cases"].items()}
         skipped = {plain(key, 80): plain(str(reason)) for key, reason in value["skipped"].items()}
+        shared = {plain(consent): count for consent, count in value.get("shared", {}).items()}
         name, identity = value["name"], value["identity"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError.at("site", f"joined without saying what it has: {error!r}") from error
-    if not all(type(count) is int and 0 <= count <= _CASES for count in cases.values()):
+    if not all(type(count) is int and 0 <= count <= _CASES for count in (*cases.values(), *shared.values())):
         raise RunError.at("site", "joined with numbers of cases that are none")
     if not isinstance(name, str) or not isinstance(identity, str):
         raise RunError.at("site", "joined without a name and a signing key")
-    return SiteInfo(name, cases, skipped, identity)
+    if len(shared) > _CONSENTS:
+        raise RunError.at("site", f"joined with {len(shared)} consents, at most {_CONSENTS} are taken")
+    return SiteInfo(name, cases, skipped, identity, shared)

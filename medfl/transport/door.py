@@ -58,7 +58,7 @@ class SiteDoor:
         if trains and (mechanism is not None or beginning.noise is not None):
             # whether there is noise is for the study to say, which was approved: no plan is a wrong plan
             plan = None if beginning.noise is None else NoisePlan.from_json(beginning.noise)
-            if plan is None or mechanism is None or not self._ours(mechanism, plan, data.splits["train"].cases):
+            if plan is None or mechanism is None or not self._ours(mechanism, plan, data.cases["train"]):
                 raise RunError.at(
                     f"site {self.name}",
                     "was sent a noise plan that the study does not make",
@@ -95,8 +95,7 @@ class SiteDoor:
 
     def refusals(self, data: SiteData) -> Faults:
         """Everything in the study that the site's policy does not allow."""
-        cases = {split: samples.cases for split, samples in data.splits.items()}
-        return policy_refusals(self._inputs.study, self.name, self._policy, cases)
+        return policy_refusals(self._inputs.study, self.name, self._policy, data.cases)
 
     def _open_ledger(self, folder: Path) -> FileLedger:
         ceiling: dict[Unit, Budget] = {}

@@ -13,6 +13,7 @@ from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInf
 from medfl.learning.randomness import generator
 from medfl.privacy.channels.base import Identity, Message
 from medfl.study.build import build_codec_changes, build_codec_down, build_local, choose_device
+from medfl.study.shared_images import consents
 from medfl.study.sources import RunInputs, load_site_data
 from medfl.tasks.base import Statistics
 from medfl.transport.base import Arrays
@@ -58,7 +59,7 @@ class SiteHost:
 
     def open(self) -> list[SiteInfo]:
         """Load every site's data; InputError with the faults of all sites."""
-        faults, infos = Faults(), []
+        faults, infos, files = Faults(), [], {site.name: site for site in self._inputs.sites}
         for name, cases in self._cases.items():
             try:
                 data = load_site_data(self._inputs, name, cases)
@@ -68,9 +69,10 @@ class SiteHost:
             infos.append(
                 SiteInfo(
                     name,
-                    {split: samples.cases for split, samples in data.splits.items()},
+                    data.cases,
                     {skipped.key: skipped.reason for skipped in data.skipped},
                     self._doors[name].public,
+                    consents(files.get(name), data.lent),
                 )
             )
             fault = self._faults.get(name)

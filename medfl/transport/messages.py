@@ -40,6 +40,8 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
     if reply.notice:
         header["notice"] = True
         buffers.append(reply.notice)
+    if reply.shared:
+        header["shared"] = reply.shared
     return parts(header, buffers)
 
 
@@ -64,11 +66,12 @@ def decode_reply(message: Buffer) -> TrainReply:
     header, buffers = unpack(message)
     vectors: dict[str, Any] = _vectors(header, buffers)
     seconds, skipped = _seconds(header.pop("seconds", None)), _skipped(header.pop("skipped", None))
-    wrong = sorted(header.keys() ^ _REPLY_FIELDS.keys())
+    shared = header.pop("shared", 0)
+    wrong = sorted(header.keys() ^ _REPLY_FIELDS.keys()) + ([] if _is(shared, int) else ["shared"])
     wrong += [name for name, kind in _REPLY_FIELDS.items() if name in header and not _is(header[name], kind)]
     if wrong:
         raise RunError.at("reply", f"fields {', '.join(wrong)} are not those of a training reply")
-    return TrainReply(**header, seconds=seconds, skipped=skipped, **vectors)
+    return TrainReply(**header, seconds=seconds, skipped=skipped, shared=shared, **vectors)
 
 
 def _vectors(header: dict[str, Any], buffers: list[memoryview]) -> dict[str, Any]:

@@ -82,7 +82,13 @@ def trained(answer: TrainReply | SiteFailure, *more: Buffer) -> list[Buffer]:
 
 
 def info_json(info: SiteInfo) -> dict[str, Any]:
-    return {"name": info.name, "cases": dict(info.cases), "skipped": dict(info.skipped), "identity": info.identity}
+    return {
+        "name": info.name,
+        "cases": dict(info.cases),
+        "skipped": dict(info.skipped),
+        "identity": info.identity,
+        "shared": dict(info.shared),
+    }
 
 
 def error_json(error: MedflError) -> dict[str, Any]:

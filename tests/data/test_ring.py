@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from toys.parts import Federated, configured, federation_parts, plugin
 from toys.tasks import Classifier, Rows, site
 
-from medfl.data.base import Case, SampleInfo
+from medfl.data.base import Case, SampleInfo, origin_of
 from medfl.data.plans.base import PLANS
 from medfl.data.plans.ring import Ring, RingConfig
 
@@ -36,7 +36,7 @@ class OwnShard(Ring):
 
     def hold(self, site: str, cases: Any, sites: Any) -> tuple[Case, ...]:
         held = super().hold(site, cases, sites)
-        own = [case for case in held if not case.key.startswith("ring://")]
+        own = [case for case in held if not origin_of(case.key)]
         return tuple(own[number % len(own)] for number in range(len(held)))
 
 
@@ -93,7 +93,7 @@ def test_copies_are_the_same_images_under_another_key() -> None:
     known = {case.image: case for case in CASES}
     for copy in ring(0.5).hold("a", CASES, SITES)[8:]:
         original = known[copy.image]
-        assert copy.key == f"ring://{original.site}/{original.key}"
+        assert copy.key == f"lent://{original.site}/{original.key}"
         assert replace(copy, site=original.site, key=original.key) == original
 
 
@@ -118,7 +118,7 @@ def test_shares_that_mean_nothing_are_refused(redundancy: float) -> None:
 
 
 def test_it_says_that_it_shares_data() -> None:
-    assert "shares-data" in configured(PLANS, "ring").traits()
+    assert configured(PLANS, "ring").traits() == {"shares-data", "lends-images"}
     assert "shares-data" not in configured(PLANS, "shards").traits()
 
 
@@ -177,8 +177,9 @@ def test_a_simulation_holds_copies_as_images_and_weighs_own_cases(tiny: Any) -> 
         rest = [case for case in held[name] if case.split != "train"]
         assert trained[: len(own)] == own and len(trained) > len(own)
         assert rest == [case for case in plain[name] if case.split != "train"]
-        samples = load_site_data(inputs, name, held[name]).splits["train"]
-        assert samples.cases == len(trained)
+        data = load_site_data(inputs, name, held[name])
+        samples = data.splits["train"]
+        assert samples.cases == len(trained) and data.cases["train"] == len(own)
         counted[name] = plan.unique(name, 1, samples, plan.indices(name, 1, samples.labels(), {}))
         assert counted[name] == len(own)
     assert sum(counted.values()) == sum(case.split == "train" for own in plain.values() for case in own)

@@ -1,11 +1,14 @@
-"""Fewer synchronisations: redundancy on a ring (RI-SGD) and growing intervals (LUPA), algorithms' test t05.
+"""Fewer synchronisations: redundancy (RI-SGD), on a ring or by consent, and growing intervals (LUPA): algorithms' test
+t05.
 
 More local work in fewer rounds (t00) is in test_fedavg.py, AdaComm in hyperparameters/test_adacomm_time.py.
 """
 
 import itertools
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ from toys.parts import Federated, federation_parts
 from toys.problems import curvature, least_squares
 from toys.tasks import LeastSquares, Rows, site
 
-from medfl.data.base import Case
+from medfl.data.base import Case, lent, origin_of
+from medfl.data.plans.base import DataPlan
+from medfl.data.plans.overlap import Overlap, OverlapConfig
 from medfl.data.plans.ring import Ring, RingConfig
 from medfl.hyperparameters.base import HYPERPARAMETERS, Progress, at_least
 from medfl.hyperparameters.growing import Growing, GrowingConfig
@@ -36,20 +41,31 @@ CASES = [
 ]
 
 
+PUBLIC = np.arange(1600) % WORKERS
+"""Classes of a public set, of which every worker may be lent the first."""
+
+
+def shared(count: int) -> dict[str, list[Case]]:
+    rows = range(len(LABELS), len(LABELS) + count)
+    return {name: [lent(Case(f"{row}", Path("none")), name, "shared-1") for row in rows] for name in SITES}
+
+
 class OwnShard(Ring):
     """The fake: as many copies, but of the worker's own cases."""
 
     def hold(self, site: str, cases: Any, sites: Any) -> tuple[Case, ...]:
         held = super().hold(site, cases, sites)
-        own = [case for case in held if not case.key.startswith("ring://")]
+        own = [case for case in held if not origin_of(case.key)]
         return tuple(own[number % len(own)] for number in range(len(held)))
 
 
+@cache
 def classes() -> Array:
+    """The features of the workers' rows, and those of the public set after them."""
     rng = np.random.default_rng(0)
-    means = 0.6 * rng.normal(size=(WORKERS, SIZE))
-    features = means[LABELS] + rng.normal(size=(len(LABELS), SIZE))
-    return np.column_stack([features, np.ones(len(LABELS))])
+    labels, means = np.concatenate([LABELS, PUBLIC]), 0.6 * rng.normal(size=(WORKERS, SIZE))
+    features = means[labels] + rng.normal(size=(len(labels), SIZE))
+    return np.column_stack([features, np.ones(len(labels))])
 
 
 def gradient(weight: Array, features: Array, labels: Any) -> Array:
@@ -69,28 +85,40 @@ def objective(weight: Array, features: Array) -> float:
     return float(fit.mean() + L2 / 2 * (weight**2).sum())
 
 
-def best(features: Array) -> float:
-    weight = np.zeros((SIZE + 1, WORKERS))
+@cache
+def best() -> float:
+    features, weight = classes()[: len(LABELS)], np.zeros((SIZE + 1, WORKERS))
     for _ in range(3000):
         weight -= 0.3 * gradient(weight, features, LABELS)
     return objective(weight, features)
 
 
-def syncs(plan: Ring, limit: int = 40) -> int:
+def syncs(plan: DataPlan[Any], beside: Mapping[str, Sequence[Case]] | None = None, limit: int = 40) -> int:
     """Averages until the loss over all cases is .08 above the best: `STEPS` local steps each, over what `plan` says
-    that a worker holds."""
+    that a worker holds and trains on. beside: what each is lent."""
     features, rng = classes(), np.random.default_rng(1)
-    held = [np.array([int(case.key.split("/")[-1]) for case in plan.hold(name, CASES, SITES)]) for name in SITES]
-    target, model = best(features) + 0.08, np.zeros((SIZE + 1, WORKERS))
+    own, labels = features[: len(LABELS)], np.concatenate([LABELS, PUBLIC])
+    more = [() if beside is None else (beside[name],) for name in SITES]
+    held = [plan.hold(name, CASES, SITES, *extra) for name, extra in zip(SITES, more, strict=True)]
+    target, model = best() + 0.08, np.zeros((SIZE + 1, WORKERS))
     for round_ in range(1, limit + 1):
         local = np.repeat(model[None], WORKERS, 0)
-        chosen = np.stack([rng.choice(mine, (STEPS, BATCH)) for mine in held], axis=1)
+        used = [rows_of(plan, name, round_, cases) for name, cases in zip(SITES, held, strict=True)]
+        chosen = np.stack([rng.choice(mine, (STEPS, BATCH)) for mine in used], axis=1)
         for rows in chosen:
-            local -= RATE * gradient(local, features[rows], LABELS[rows])
+            local -= RATE * gradient(local, features[rows], labels[rows])
         model = local.mean(0)
-        if objective(model, features) < target:
+        if objective(model, own) < target:
             return round_
     return limit + 1
+
+
+def rows_of(plan: DataPlan[Any], name: str, round_: int, held: Sequence[Case]) -> npt.NDArray[np.int64]:
+    """The rows that a worker trains on in a round."""
+    rows = np.array([int(case.key.split("/")[-1]) for case in held])
+    lent_ones = np.array([bool(origin_of(case.key)) for case in held])
+    places = np.arange(len(held))
+    return rows[plan.drawn(name, round_, places[~lent_ones], places[lent_ones])]
 
 
 def test_redundancy_saves_synchronisations() -> None:
@@ -100,6 +128,21 @@ def test_redundancy_saves_synchronisations() -> None:
     # as much more storage for nothing
     own = syncs(OwnShard(RingConfig(redundancy=0.5)))
     assert abs(own - found[0]) <= 1
+
+
+def overlap(redundancy: float) -> Overlap:
+    return Overlap(OverlapConfig(redundancy=redundancy))
+
+
+def test_a_public_set_that_all_may_train_on_saves_synchronisations() -> None:
+    found = [syncs(overlap(share), shared(len(PUBLIC))) for share in (0, 0.125, 0.25, 0.5, 1)]
+    assert found[0] == syncs(Ring(RingConfig(redundancy=0))), "nothing is lent: the shard alone"
+    assert all(later < earlier for earlier, later in itertools.pairwise(found))
+    assert found[-1] <= 0.6 * found[0]
+    # the fakes: as many images more, but copies of the worker's own; and all of a small set in every round
+    copies = {name: [lent(case, name, "own") for case in CASES if case.site == name] for name in SITES}
+    assert abs(syncs(overlap(1), copies) - found[0]) <= 1
+    assert syncs(overlap(10), shared(200)) > found[0]
 
 
 # LUPA: growing intervals

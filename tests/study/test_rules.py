@@ -567,6 +567,12 @@ REFUSED_AND_ALLOWED |= {
 }
 
 
+@pytest.mark.parametrize("mode", ["site", "patient", "local"])
+def test_images_that_several_sites_train_on_are_refused_under_every_privacy(mode: str) -> None:
+    assert "C20" in broken(private(mode, local={"plan": "overlap"}))
+    assert broken(study(local={"plan": "overlap"})) == set()
+
+
 COMES_WITH = {"C11": {"submodel-mean"}, "places-privacy": {"submodel-privacy"}}
 """Rules that a study which breaks another cannot but break: parts of their own ask for the aggregator `masked_mean`,
 which sums do not have; and privacy is for updates of the whole vector."""

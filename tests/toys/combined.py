@@ -2,6 +2,7 @@
 tenth of a second."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import Runner
-from medfl.data.base import Array, Case, SampleInfo, SiteData
+from medfl.data.base import Array, Case, SampleInfo, SiteData, lent, origin_of
 from medfl.data.plans.base import PLANS
 from medfl.errors import StudyError
 from medfl.learning.executor import SiteExecutor
@@ -22,6 +23,7 @@ from medfl.study.build import build_local
 from medfl.study.load import study_from_json
 from medfl.study.model import Study
 from medfl.study.rules import conflicts
+from medfl.study.shared_images import reads_shared
 from medfl.study.sources import Assignment, RunInputs
 from medfl.transport import host
 from medfl.transport.in_process import InProcess
@@ -84,7 +86,11 @@ def cases_of(study: Study) -> dict[str, tuple[Case, ...]]:
         for site in CASES
     }
     plan, everything = PLANS.build(study.local.plan), [case for cases in own.values() for case in cases]
-    held = {site: plan.hold(site, everything, TRAINING) for site in TRAINING}
+    held = {}
+    for site in TRAINING:
+        common = [Case(f"common-{number}", Path("-"), split="train") for number in range(6)]
+        more = ([lent(case, site, "shared-1") for case in common],) if reads_shared(study) else ()
+        held[site] = plan.hold(site, everything, TRAINING, *more)
     return {site: (*held.get(site, ()), *(case for case in own[site] if case.split != "train")) for site in own}
 
 
@@ -133,7 +139,8 @@ class Stage:
         if known not in self._data:
             chosen = {split: [case for case in cases if case.split == split] for split in ("train", "val")}
             splits = {split: Pictures(own, masks) for split, own in chosen.items() if own}
-            self._data[known] = SiteData(site, splits)
+            origins = Counter(origin for case in cases if (origin := origin_of(case.key)))
+            self._data[known] = SiteData(site, splits, lent=origins)
         return self._data[known]
 
     def play(self, written: Mapping[str, Any], rules: bool = True) -> Played:

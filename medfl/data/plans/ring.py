@@ -8,23 +8,21 @@ of 1 + mu p times the cases; no bytes a round. The published code grows the batc
 `local.batch_size`.
 
 Here redundancy means that hospitals hold copies of each other's images. medfl moves no image, so this is for `medfl
-simulate` alone; real sites that share images by consent, or public ones, import them as their own.
+simulate` alone; hospitals that may train on common images (public, synthetic, or handed over with consent) use the plan
+`overlap`.
 """
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from medfl.data.base import Array, Case, SampleSet
-from medfl.data.plans.base import DataPlan, Indices
+from medfl.data.base import Array, Case, SampleSet, lent
+from medfl.data.plans.base import DataPlan, Indices, own_and_lent
 from medfl.plugins import PluginConfig
-
-_COPY = "ring://"
 
 
 class RingConfig(PluginConfig):
@@ -34,30 +32,29 @@ class RingConfig(PluginConfig):
     )
 
     def traits(self) -> frozenset[str]:
-        return frozenset({"shares-data"})
+        return frozenset({"shares-data", "lends-images"})
 
 
 class Ring(DataPlan[RingConfig]):
-    """Copies are marked in their key, so that they are told from own cases wherever samples are."""
-
     Config = RingConfig
 
-    def hold(self, site: str, cases: Sequence[Case], sites: Sequence[str]) -> tuple[Case, ...]:
+    def hold(
+        self, site: str, cases: Sequence[Case], sites: Sequence[str], shared: Sequence[Case] = ()
+    ) -> tuple[Case, ...]:
         place, held = list(sites).index(site), list(super().hold(site, cases, sites))
         wanted = min(self.config.redundancy * len(sites), len(sites) - 1)
         for step in range(1, math.ceil(wanted) + 1):
             neighbour = sites[(place + step) % len(sites)]
             shard = sorted(super().hold(neighbour, cases, sites), key=_rank)
             part = shard[: round(min(1.0, wanted - step + 1) * len(shard))]
-            held += [replace(case, site=site, key=f"{_COPY}{neighbour}/{case.key}") for case in part]
+            held += [lent(case, site, neighbour) for case in part]
         return tuple(held)
 
     def indices(self, site: str, round: int, labels: Indices, state: Mapping[str, Array]) -> Indices:
         return np.arange(len(labels), dtype=np.int64)
 
     def unique(self, site: str, round: int, samples: SampleSet, indices: Indices) -> int:
-        keys = {samples.info(int(index)).key for index in indices}
-        return sum(not key.startswith(_COPY) for key in keys)
+        return own_and_lent(samples, indices)[0]
 
 
 def _rank(case: Case) -> bytes:
