@@ -5,7 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from toys.federations import SITES, Federation, call, environment, medfl, until
+
+from medfl.data.synthetic.config import SiteShift, SyntheticSpec
+from medfl.data.synthetic.write import write_federation
 
 SUMMED = {"channel": "masks", "clip": 1.0}
 LONG = {"epochs": 20, "learning_rate": 0.003, "batch_size": 2, "rules": ["sgd"]}
@@ -46,6 +50,30 @@ def test_sum_only_channels_give_the_model_of_the_simulation(tmp_path: Path, chan
     with Federation(tmp_path, update={**SUMMED, "channel": channel}).set_up() as federation:
         run(federation)
         assert federation.model() == federation.simulated()
+
+
+@pytest.mark.slow
+def test_places_and_shared_images_give_the_model_of_the_simulation(tmp_path: Path) -> None:
+    """Sites train on a set beside their own images and send, under masks, what they asked for a round before."""
+    update = {**SUMMED, "submodel": {"kind": "union", "share": 0.05}, "memory": "error_feedback"}
+    local = {"learning_rate": 0.003, "batch_size": 8, "rules": ["sgd"], "plan": "overlap"}
+    federation = Federation(tmp_path, update=update, local=local)
+    federation.images()
+    spec = SyntheticSpec(generator="chest", task="classification", size=(16, 16), cases=20)
+    write_federation(tmp_path / "public", spec, {"public": SiteShift()}, seed=9)
+    for path in (tmp_path / "sites").glob("*.yaml"):
+        shared = [{"manifest": "../public/datalist.json", "consent": "CC BY 4.0"}]
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"shared": shared}))
+    (tmp_path / "homes").mkdir()
+    federation.admit()
+    with federation:
+        run(federation)
+        assert federation.model() == federation.simulated()
+        data, (first, *_) = federation.summary()["data"], federation.rounds()
+        assert all(own["shared"] == {"CC BY 4.0": 20} for own in data.values())
+        assert first["cases"] == {site: own["cases"]["train"] for site, own in data.items()}
+        joined = [entry for entry in site_log(federation, "hospital-a") if entry.kind == "joined"]
+        assert joined[0].body["shared"] == {"CC BY 4.0": 20}
 
 
 @pytest.mark.slow
