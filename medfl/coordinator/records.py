@@ -64,6 +64,7 @@ def round_record(
         "cases": {site: mine.cases for site, mine in sites.items() if not mine.failure},
         "shared": {site: mine.shared for site, mine in sites.items() if mine.shared},
         "skipped": {site: dict(mine.skipped) for site, mine in sites.items() if mine.skipped},
+        **_beside("prototypes", {site: mine.prototypes for site, mine in sites.items() if mine.prototypes}),
         "local_epochs": {site: mine.epochs for site, mine in sites.items() if mine.epochs},
         "local_steps": {site: mine.steps for site, mine in sites.items() if mine.steps},
         "losses": {
@@ -77,6 +78,11 @@ def round_record(
         "seconds": {phase: round(value, 6) for phase, value in seconds.items()},
         "site_seconds": {site: dict(spent) for site, spent in site_seconds.items()},
     }
+
+
+def _beside(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of its own where there is something."""
+    return {name: dict(found)} if found else {}
 
 
 def verdict_json(mine: Contribution, private: bool = False) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from medfl.errors import RunError
 from medfl.federation.outcome import RoundOutcome, RoundPlan
 from medfl.federation.round import Federation, OpenRound, Validate
 from medfl.federation.summing import RoundSum
-from medfl.learning.messages import SNAPSHOT, SiteFailure, TrainReply
+from medfl.learning.messages import SINCE, SNAPSHOT, SiteFailure, TrainReply
 from medfl.learning.randomness import generator
 from medfl.privacy.channels.base import Message, Roster
-from medfl.transport.base import Delivery, Models, Transport
+from medfl.transport.base import Delivery, Models, Transport, model_for
 from medfl.update.base import Payload, Update
+from medfl.update.beside import joined
 from medfl.update.parts import embedded
 from medfl.update.vector import FloatVector
 from medfl.update.wire import parts, size
@@ -91,7 +92,7 @@ class Rounds:
             self.journal.note(plan.round, "plan", detail)
         self.observer.round_started(plan)
         with course.clock.phase("down"):
-            model = self._down(plan)
+            model = self._with_old_models(plan, self._down(plan))
         sum_ = self._sum(plan)
         round_ = self.federation.open(plan, self.validate, sum_)
         if sum_ is not None and not self._prepared(sum_, round_, course):
@@ -124,6 +125,16 @@ class Rounds:
             else:
                 models[site] = self.code(values, plan.round)
         return models
+
+    def _with_old_models(self, plan: RoundPlan, models: Models) -> Models:
+        """The same, with the proxy server's old models beside those of the sites that wait for them."""
+        proxy = self.federation.parts.proxy
+        if proxy is None or not any(proxy.old_models(site) for site in plan.cohort):
+            return models
+        coded = {name: self.code(model, plan.round) for name, model in proxy.models.items()}
+        about = {SINCE: proxy.since}
+        found = {site: model_for(models, site) for site in plan.cohort}
+        return {site: joined(mine, coded, about) if proxy.old_models(site) else mine for site, mine in found.items()}
 
     def _probe(self, round_: OpenRound, before: FloatVector, course: Course) -> None:
         """Ask sites for their loss of the round's mean snapshot, where the schedule wants to know."""

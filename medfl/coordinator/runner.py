@@ -40,8 +40,8 @@ from medfl.study.build import (
     build_summation,
     build_task,
 )
-from medfl.study.refusals import tells_places
 from medfl.study.sources import Assignment, RunInputs, assign_cases
+from medfl.study.statement import plain_statement
 from medfl.transport.base import Transport
 from medfl.transport.engines import Engine, make_transport
 from medfl.update.base import Payload, Update
@@ -300,10 +300,9 @@ class Runner:
         return self._evaluation.metrics(self._opened, self._federation.model, split, traffic)
 
     def _statement(self) -> dict[str, Any]:
-        channel = self.study.update.channel.kind
         if self._desk is None:
-            return records.privacy_statement(channel, places=tells_places(self.study))
-        return self._desk.statement(channel)
+            return plain_statement(self.study)
+        return self._desk.statement(self.study.update.channel.kind)
 
     def _finish(self, done: Sequence[Mapping[str, Any]], reason: str, start_up: float) -> dict[str, Any]:
         clock, traffic = Clock(), dict[str, Any]()

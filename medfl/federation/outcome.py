@@ -40,7 +40,8 @@ class RoundPlan:
 
 @dataclass(slots=True)
 class Contribution:
-    """What became of one site in a round. cases: of its own, its weight; shared: of others, which it trained on too."""
+    """What became of one site in a round. cases: of its own, its weight; shared: of others, which it trained on too.
+    prototypes: classes of which it sent the gradient of an image."""
 
     cases: int = 0
     steps: int = 0
@@ -51,6 +52,7 @@ class Contribution:
     verdict: Verdict | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     skipped_upload: bool = False
+    prototypes: int = 0
     failure: str = ""
     late: bool = False
     shared: int = 0

@@ -21,6 +21,7 @@ from medfl.errors import RunError
 from medfl.federation.aggregation.base import Aggregator
 from medfl.federation.aggregation.weighted_mean import WeightedMean, WeightedMeanConfig
 from medfl.federation.outcome import Contribution, RoundOutcome, RoundPlan
+from medfl.federation.proxy import Proposal, ProxyServer
 from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Score, Verdict, combine
 from medfl.federation.schedule.base import Schedule
 from medfl.federation.server_steps.base import ServerStep
@@ -44,7 +45,8 @@ class FederationParts:
     """Everything a study says about what happens at the coordinator. values: hyper-parameters by dotted name.
     summation: set when updates are only ever added, as integers. quorum: updates that a round needs. stand_in: what an
     upload gate puts in the place of sites that sent nothing. submodel: bound, where sites get a part of the vector;
-    None: all of it. down: where changes are sent down in place of the model."""
+    None: all of it. down: where changes are sent down in place of the model. proxy: where the coordinator chooses the
+    sites' old models."""
 
     schedule: Schedule
     codec: Codec
@@ -57,6 +59,7 @@ class FederationParts:
     stand_in: StandIn | None = None
     submodel: SubModel | None = None
     down: Changes | None = None
+    proxy: ProxyServer | None = None
 
     @property
     def per_client(self) -> bool:
@@ -86,6 +89,7 @@ class OpenRound:
         self.sum = sum_
         self._parts = parts
         self._bench = bench
+        self.proposals: dict[str, Proposal] = {}
         self._held: list[tuple[Arrival, Verdict]] = []
         self._early = WeightedMean(WeightedMeanConfig()) if SNAPSHOT in plan.values else None
         if self._early is not None:
@@ -123,7 +127,7 @@ class OpenRound:
             # dense within its part: what a sparse codec left out there is zero, not somebody else's
             update = embedded(Update(update.dense(), update.size), part, size)
         mine.norm = update.norm()
-        early = self._snapshot(reply)
+        early, proposal = self._snapshot(reply), self._proposal(reply)
         arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)
         verdict = combine([rule.judge(arrival, self._bench) for rule in self._parts.regulator])
         if early is not None:
@@ -132,6 +136,8 @@ class OpenRound:
             reason = f"{verdict.reason}: what stands in for a silent site cannot count for less than all"
             verdict = Verdict("refuse", verdict.rule, reason, 0.0)
         if verdict.outcome != "refuse":
+            if proposal is not None:
+                self.proposals[reply.site], mine.prototypes = proposal, len(proposal)
             self._take(arrival, verdict, payload)
             if early is not None and self._early is not None:
                 self._early.add(early, self._weight(arrival, verdict))
@@ -160,6 +166,13 @@ class OpenRound:
         if not math.isfinite(early.norm()):
             raise RunError.at(f"site {reply.site}", "sent a snapshot that is not finite")
         return early
+
+    def _proposal(self, reply: TrainReply) -> Proposal | None:
+        if self._parts.proxy is not None:
+            return self._parts.proxy.checked(reply.site, reply.prototypes)
+        if reply.prototypes is not None:
+            raise RunError.at(f"site {reply.site}", "sent prototypes, which the study does not ask for")
+        return None
 
     def _weight(self, arrival: Arrival, verdict: Verdict) -> float:
         weights, stand_in = self.outcome.plan.weights, self._parts.stand_in
@@ -274,6 +287,10 @@ class Federation:
         silent = 0 if stand_in is None else sum(mine.skipped_upload for mine in outcome.sites.values())
         outcome.void = self.short(silent + sum(mine.counts for mine in outcome.sites.values()))
         self.step(outcome, None if outcome.void else self._completed(combined, outcome))
+        if self.parts.proxy is not None:
+            admitted = {site: told for site, told in round_.proposals.items() if outcome.sites[site].counts}
+            answered = [site for site, mine in outcome.sites.items() if not mine.failure]
+            self.parts.proxy.learn(self.round, self.model, admitted, answered)
         failed = [site for site, mine in outcome.sites.items() if mine.failure]
         if stand_in is not None and stand_in.lost(failed, outcome.plan.cohort):
             self.counted.clear()
@@ -364,9 +381,10 @@ class Federation:
             arrays.update({f"{name}.{key}": array for key, array in own.items()})
         return plain, arrays
 
-    def _moving(self) -> list[tuple[str, StandIn | Chooser | Changes]]:
+    def _moving(self) -> list[tuple[str, StandIn | Chooser | Changes | ProxyServer]]:
         """The parts whose state is partly arrays, by name."""
-        parts = [("gate", self.parts.stand_in), ("submodel", self.chooser), ("down", self.parts.down)]
+        own = self.parts
+        parts = [("gate", own.stand_in), ("submodel", self.chooser), ("down", own.down), ("proxy", own.proxy)]
         return [(name, part) for name, part in parts if part is not None]
 
     def restore(self, plain: Mapping[str, Any], arrays: Mapping[str, FloatVector]) -> None:

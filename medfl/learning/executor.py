@@ -24,7 +24,7 @@ from medfl.learning.checkpoint import EpochStore, order_key
 from medfl.learning.course import Course, Feed, batches
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
-from medfl.learning.messages import SNAPSHOT, STEPS, TrainOrder, TrainReply, planned_steps
+from medfl.learning.messages import PROTOTYPES, SNAPSHOT, STEPS, TrainOrder, TrainReply, planned_steps
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
 from medfl.learning.partial import PartialTraining, setup_of
 from medfl.learning.patients.sites import PrivateSites
@@ -52,8 +52,9 @@ Tamper = Callable[[FloatVector], FloatVector]
 @dataclass(frozen=True)
 class LocalParts:
     """Everything a study says about what happens at a site. submodel: not bound yet. asked: values beside the
-    hyper-parameters that its orders may hold ("local.steps", "local.snapshot"). An order alone may not ask for them, or
-    a coordinator could have updates sent past the channel, or gradients of single batches."""
+    hyper-parameters that its orders may hold ("local.steps", "local.snapshot"), and whether old models may come beside
+    the model ("local.old_models"). An order alone may not ask for them, or a coordinator could have updates sent past
+    the channel, or gradients of single batches."""
 
     task: Task
     plan: DataPlan[Any]
@@ -110,7 +111,7 @@ class SiteExecutor:
         choice = Choice(order.site, order.round, order.part)
         start = self.parts.submodel.begin(choice, model, private, partial(self._measure, data))
         cases = self.parts.plan.unique(data.site, order.round, feed.samples, feed.indices)
-        snapshot, notice = None, b""
+        snapshot, prototypes, notice = None, None, b""
         if disclosure is not None and disclosure.plan.kind != "site":
             steps, payload = self._privately(feed.samples, order, model, private, cases, disclosure, tamper)
             course = Course.untold(steps)
@@ -129,6 +130,7 @@ class SiteExecutor:
                 _check_finite({"snapshot": early}, order)
                 codec = self.parts.pipeline.codec.at(order.values)
                 snapshot = codec.encode(Update(early, early.size), self._rng("snapshot", order))
+            prototypes = _prototypes(context, order)
         _check_finite(private, order)
         state.clear()
         state.update(private)
@@ -147,6 +149,7 @@ class SiteExecutor:
             snapshot=snapshot,
             notice=notice,
             shared=own_and_lent(feed.samples, feed.indices)[1] if data.lent else 0,
+            prototypes=prototypes,
         )
 
     def _run(
@@ -225,6 +228,7 @@ class SiteExecutor:
             values=order.values,
             steps=steps,
             device=self.device,
+            seed=self.parts.seed,
             counted=order.counted,
             omega=self.parts.pipeline.codec.at(order.values).omega(model.size),
             feed=feed,
@@ -367,6 +371,15 @@ class SiteExecutor:
     def predict(self, sample: Sample, info: SampleInfo, model: FloatVector) -> Prediction:
         self.network.load(model)
         return self.parts.task.predict(self.network.module, sample, info, self.device)
+
+
+def _prototypes(context: LocalContext, order: TrainOrder) -> Payload | None:
+    """What a rule left to be sent beside the update, without loss."""
+    if PROTOTYPES not in context.scratch:
+        return None
+    found = context.scratch[PROTOTYPES].cpu().numpy()
+    _check_finite({"prototypes": found}, order)
+    return Payload("fp32", found.size, (as_bytes(found),)) if found.size else None
 
 
 def _check_finite(arrays: Mapping[str, npt.NDArray[Any]], order: TrainOrder) -> None:

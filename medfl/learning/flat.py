@@ -5,7 +5,7 @@ Loading a model, clipping, FedProx and the optimiser's step are then each one op
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from medfl.tasks.base import Task
 
 _BLOCK = 1 << 16
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class FlatNetwork:
@@ -85,7 +87,7 @@ def _tensor(vector: FloatVector) -> Tensor:
     return torch.from_numpy(vector if vector.flags.writeable else np.array(vector))
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], M], seed: int) -> M:
     """The module that `build` makes with torch's generator at `seed`; the caller's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

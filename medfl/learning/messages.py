@@ -12,6 +12,15 @@ STEPS = "local.steps"
 """An order's value: local steps in place of epochs."""
 
 
+OLD_MODELS = "local.old_models"
+"""What orders of a study may bring beside the model: the proxy server's old models (rule `glfc`)."""
+PREVIOUS, CURRENT, SINCE = "previous", "current", "since"
+"""Old models by name: the best of the federation's task before and of the present one; and the first round of the
+present task."""
+PROTOTYPES = "glfc.prototypes"
+"""A tensor among a rule's `scratch` [k, length]: gradients that leave with the reply."""
+
+
 def planned_steps(values: Mapping[str, float], per_epoch: int, most: int | None) -> int:
     """Local steps of an order at a site that needs `per_epoch` of them for one pass over its samples."""
     steps = round(values[STEPS]) if STEPS in values else per_epoch * max(1, round(values["local.epochs"]))
@@ -77,8 +86,9 @@ class TrainReply:
 
     payload: the sealed update, or None when the upload gate kept it back. snapshot: the change of the model at an
     earlier step, where the order's values ask for it ("local.snapshot"). notice: what a sub-model tells of the part of
-    the vector that the payload is of. cases: unique cases of its own trained on, which are its weight. shared: unique
-    cases of others trained on.
+    the vector that the payload is of. prototypes: gradients of single perturbed images, one for each class that is new
+    at the site, where the study has a proxy server (rule `glfc`). cases: unique cases of its own trained on, which are
+    its weight. shared: unique cases of others trained on.
     loss_start / loss: mean training loss over the first epoch and over the last. seconds: training, and all of it.
     ledger: the head of the site's privacy ledger, "" without one. skipped: cases that could not be used, by reason.
     """
@@ -97,6 +107,7 @@ class TrainReply:
     snapshot: Payload | None = None
     notice: bytes = b""
     shared: int = 0
+    prototypes: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True)

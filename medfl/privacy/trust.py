@@ -7,6 +7,7 @@ from medfl.privacy.channels.base import MINIMUM_SITES
 
 QUESTIONS = {
     "updates": "Who sees updates",
+    "images": "Who sees single images",
     "noise": "Who knows the noise",
     "key": "Who holds the key",
     "model": "Who gets the model",
@@ -24,17 +25,23 @@ _SEES = {
 }
 
 
-_PLACES = "which values of each site's update are the largest, by name of the site"
+PLACES = "which values of each site's update are the largest, by name of the site"
+"""What the coordinator sees beside a sealed update in a study whose sub-model tells places."""
+PROTOTYPES = "gradients of single perturbed images, which give their classes away and from which images were rebuilt"
+"""What leaves a site in a study with GLFC's proxy server, beside what leaves it in any."""
 
 
-def privacy_statement(channel: str = "clear", *, places: bool = False) -> dict[str, Any]:
+def privacy_statement(channel: str = "clear", *, places: bool = False, prototypes: bool = False) -> dict[str, Any]:
     """What a run without a privacy mechanism may say: nothing is promised, everything is listed. places: whether sites
-    say beside a sealed update where it is large."""
+    say beside a sealed update where it is large. prototypes: whether the study has a proxy server."""
     covered = ["each site's update" if channel == "clear" else "the sum of the sites' updates"]
-    sees = _SEES.get(channel, f"as the channel {channel} says")
+    seen = {"updates": _SEES.get(channel, f"as the channel {channel} says")}
     if places and channel != "clear":
-        covered.append(_PLACES)
-        sees += f"; the coordinator also sees {_PLACES}"
+        covered.append(PLACES)
+        seen["updates"] += f"; the coordinator also sees {PLACES}"
+    if prototypes:
+        covered.append(PROTOTYPES)
+        seen["images"] = "the coordinator, which rebuilds them from their gradients"
     return {
         "unit": None,
         "epsilon": None,
@@ -43,7 +50,7 @@ def privacy_statement(channel: str = "clear", *, places: bool = False) -> dict[s
         "accountant": None,
         "mechanism": "none",
         "not_covered": [*covered, "per-site metrics", "per-site losses", "case counts"],
-        "trust": {"updates": sees},
+        "trust": seen,
     }
 
 

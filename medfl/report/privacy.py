@@ -12,11 +12,11 @@ from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.ledger.memory import MemoryLedger
 from medfl.privacy.ledger.statement import TAINTED, summary
 from medfl.privacy.mechanisms.base import NoisePlan
-from medfl.privacy.trust import privacy_statement, trust_table
+from medfl.privacy.trust import trust_table
 from medfl.report.run import RunRecord
 from medfl.study.build import build_mechanism
 from medfl.study.load import study_from_json
-from medfl.study.refusals import tells_places
+from medfl.study.statement import plain_statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def privacy_of(run: RunRecord) -> PrivacyFacts:
     final, channel = run.summary["stopped_by"] is not None, run.study["update"]["channel"]
     statement: Mapping[str, Any] | None = run.summary.get("privacy")
     if (statement or {}).get("mechanism") == "none" or run.study.get("privacy") is None:
-        nothing = statement or privacy_statement(channel["kind"], places=tells_places(study_from_json(run.study)))
+        nothing = statement or plain_statement(study_from_json(run.study))
         return PrivacyFacts(nothing, final, trust_table(nothing.get("trust", {}), channel))
     problems: list[str] = []
     notes: list[str] = []

@@ -204,7 +204,11 @@ class Agent(Answering):
         for piece in found:
             digest.update(piece)
         told = {"run": work.run, "round": round_, "cases": answer.cases, "message": digest.hexdigest()}
-        self.audit.append("trained", told | ({"shared": answer.shared} if answer.shared else {}))
+        if answer.shared:
+            told["shared"] = answer.shared
+        if answer.prototypes is not None:
+            told["prototypes"] = answer.prototypes.size
+        self.audit.append("trained", told)
         self.say("ready")
         return found
 

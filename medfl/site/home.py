@@ -92,7 +92,8 @@ class SiteHome:
     @property
     def site(self) -> Site:
         """The hospital's file as it is now: a change of the policy counts at once. StudyError when it is wrong."""
-        return load_site_file(self.site_file)
+        found = load_site_file(self.site_file)
+        return found.model_copy(update={"policy": found.policy.in_service()})
 
     @cached_property
     def audit(self) -> AuditLog:

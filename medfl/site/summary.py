@@ -7,13 +7,13 @@ from typing import Any
 
 from medfl.hyperparameters.constant import ConstantConfig
 from medfl.privacy.mechanisms.base import Mechanism
-from medfl.privacy.trust import privacy_statement, trust_table
+from medfl.privacy.trust import trust_table
 from medfl.site.studies import refusals
 from medfl.study.build import build_mechanism, build_task, sums_later
 from medfl.study.digest import study_hash
 from medfl.study.model import Site, Study
-from medfl.study.refusals import tells_places
 from medfl.study.shared_images import reads_shared
+from medfl.study.statement import plain_statement
 from medfl.tasks.base import TaskConfig
 
 _SMALL, _LARGE = 1_000_000, 20_000_000
@@ -83,6 +83,15 @@ def shared_values(study: Study) -> int:
     from medfl.learning.flat import initial_vector
 
     return initial_vector(build_task(study), study.seed)[1].size
+
+
+_PROTOTYPES = (
+    "when new classes come: for each of them, the gradient of ONE of your training images, slightly perturbed; the "
+    "perturbation protects nobody",
+    "such a gradient says which class the image is of, so it tells which classes your site has and since when",
+    "the coordinator REBUILDS THE IMAGE from it, which is what it is sent for, and keeps it with the run: whoever "
+    "reads the coordinator's files can see an image of one of your patients",
+)
 
 
 class _View:
@@ -160,13 +169,18 @@ class _View:
         yield f"your site takes part {often.get(schedule.kind, f'when the schedule {schedule.kind} says so')}"
 
     def leaves(self) -> Iterator[str]:
-        yield "images and labels do not leave"
+        if self._study.sends_prototypes and self._trains:
+            yield "no file leaves, but IMAGES AND LABELS CAN BE TOLD from what leaves when new classes come, see below"
+        else:
+            yield "images and labels do not leave"
         yield "on joining: how many cases there are by split, why images were skipped (not their names), public keys"
         if self._trains:
             yield f"in each round it takes part in: {self._update()}, {self._channel()}"
             yield f"with it: {', '.join(self._beside())}"
-            if tells_places(self._study):
+            if self._study.tells_places:
                 yield self._places_line()
+            if self._study.sends_prototypes:
+                yield from _PROTOTYPES
         yield self._metrics_line()
 
     def protection(self) -> Iterator[str]:
@@ -181,7 +195,7 @@ class _View:
         study = self._study
         channel = study.update.channel.model_dump(mode="json")
         if self._mechanism is None or study.privacy is None:
-            rows = trust_table(self._nothing()["trust"], channel)
+            rows = trust_table(plain_statement(study)["trust"], channel)
         else:
             rows = trust_table(self._mechanism.trust(channel["kind"]), channel, study.privacy.model_dump(mode="json"))
         return [*rows, ("Other sites", ", ".join(self._peers))] if self._peers else rows
@@ -215,7 +229,8 @@ class _View:
             "shared": None if self._shared is None else sum(self._shared),
             "rounds": study.stop.rounds,
             "channel": study.update.channel.kind,
-            "tells_places": tells_places(study),
+            "tells_places": study.tells_places,
+            "prototypes": study.sends_prototypes,
             "metrics": self._metrics if self._told() else [],
             "privacy": {
                 "unit": None if mechanism is None else mechanism.unit,
@@ -295,11 +310,7 @@ class _View:
     def _not_covered(self) -> list[str]:
         if self._mechanism is not None:
             return self._mechanism.not_covered()
-        return list(self._nothing()["not_covered"])
-
-    def _nothing(self) -> dict[str, Any]:
-        """The statement of a study without a privacy mechanism."""
-        return privacy_statement(self._study.update.channel.kind, places=tells_places(self._study))
+        return list(plain_statement(self._study)["not_covered"])
 
     def _refusals(self) -> list[Any]:
         return list(refusals(self._study, self._site, self._cases))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from medfl.data.plans.base import PLANS
 from medfl.errors import StudyError
 from medfl.federation.aggregation.base import AGGREGATORS
+from medfl.federation.proxy import ProxyServer
 from medfl.federation.regulator.base import REGULATORS
 from medfl.federation.round import FederationParts
 from medfl.federation.schedule.base import SCHEDULES
@@ -14,8 +15,9 @@ from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.federation.summing import Summation
 from medfl.hyperparameters.base import HYPERPARAMETERS, Hyperparameter
 from medfl.hyperparameters.constant import ConstantConfig
-from medfl.learning.messages import SNAPSHOT, STEPS, planned_steps
+from medfl.learning.messages import OLD_MODELS, SNAPSHOT, STEPS, planned_steps
 from medfl.learning.rules.base import RULES
+from medfl.learning.rules.glfc import GlfcConfig
 from medfl.privacy.channels.base import CHANNELS, Channel
 from medfl.privacy.mechanisms.base import MECHANISMS, Facts, Mechanism, NoisePlan
 from medfl.study.model import Study
@@ -86,7 +88,21 @@ def _asked(study: Study) -> frozenset[str]:
     found = set() if study.local.steps is None else {STEPS}
     if "snapshots" in study.federation.schedule.traits():
         found.add(SNAPSHOT)
+    if _proxied(study) is not None:
+        found.add(OLD_MODELS)
     return frozenset(found)
+
+
+def _proxied(study: Study) -> GlfcConfig | None:
+    """The rule whose old models the coordinator chooses; None without one."""
+    rules = (rule for rule in study.local.rules if isinstance(rule, GlfcConfig))
+    return next((rule for rule in rules if rule.old_model == "proxy"), None)
+
+
+def build_proxy(study: Study) -> ProxyServer | None:
+    """Who chooses old models at the coordinator; None where each site chooses its own."""
+    rule = _proxied(study)
+    return None if rule is None else ProxyServer(len(study.task.classes), rule.rebuilt_images)
 
 
 def build_federation(study: Study, noise: NoisePlan | None = None) -> FederationParts:
@@ -104,11 +120,12 @@ def build_federation(study: Study, noise: NoisePlan | None = None) -> Federation
         stand_in=GATES.build(study.update.gate).stand_in(),
         submodel=build_submodel(study),
         down=None if changes is None else Changes(changes),
+        proxy=build_proxy(study),
     )
 
 
 def bind_federation(parts: FederationParts, study: Study, layout: Layout) -> None:
-    """Tell the coordinator's parts of the network. Imports torch where a sub-model wants to see it."""
+    """Tell the coordinator's parts of the network. Imports torch where a part wants to see it."""
     parts.codec.bind(layout)
     if parts.down is not None:
         parts.down.codec.bind(layout)
@@ -116,6 +133,11 @@ def bind_federation(parts: FederationParts, study: Study, layout: Layout) -> Non
         from medfl.learning.partial import setup_of
 
         parts.submodel.bind(setup_of(build_task(study), study.seed, layout))
+    if parts.proxy is not None and (rule := _proxied(study)) is not None:
+        from medfl.learning.rebuilding import Rebuilder
+
+        size, iterations = study.data.preprocess.size, rule.rebuild_iterations
+        parts.proxy.bind(Rebuilder(build_task(study), study.seed, rule.prototype_size, iterations, size))
 
 
 def steps_of(study: Study, cases: int, values: Mapping[str, float]) -> int:

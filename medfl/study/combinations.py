@@ -387,6 +387,36 @@ RULES = (
         "use local.plan: class_stream, or drop the rule glfc",
     ),
     Rule(
+        "proxy-privacy",
+        frozenset({"rules:sends-prototypes", "privacy:on"}),
+        "gradients of single images leave beside the updates, and no noise covers them",
+        "set old_model: own in the rule glfc",
+    ),
+    Rule(
+        "proxy-sum",
+        frozenset({"rules:sends-prototypes", "update:sums"}),
+        "gradients of single images travel beside the sum, where each can be read",
+        "set old_model: own in the rule glfc, or use channel: clear without update.clip",
+    ),
+    Rule(
+        "proxy-submodel",
+        frozenset({"rules:sends-prototypes", "submodel:other"}),
+        "old models come whole, and what the coordinator scores is the whole model",
+        "use update.submodel: full, or set old_model: own in the rule glfc",
+    ),
+    Rule(
+        "proxy-gate",
+        frozenset({"rules:sends-prototypes", "gate:depends-on-update"}),
+        "a site that keeps its update back would tell of a switch without it",
+        "use update.gate: always, or set old_model: own in the rule glfc",
+    ),
+    Rule(
+        "proxy-async",
+        frozenset({"rules:sends-prototypes", "schedule:event-driven"}),
+        "a task begins for the federation when most of a round's sites tell of it, and here there are no rounds",
+        "use federation.schedule: all, or set old_model: own in the rule glfc",
+    ),
+    Rule(
         "stream-task",
         frozenset({"plan:streams-classes", "task:no-class-an-image"}),
         "an image has no one class by which it could come and go",

@@ -175,6 +175,17 @@ class Study(Section):
             object.__setattr__(self, "federation", fitting)
         return self
 
+    @property
+    def tells_places(self) -> bool:
+        """Whether sites say beside a sealed update which coordinates they would send: where the study has a sub-model
+        that asks for it, and no differential privacy, which would not cover it."""
+        return self.privacy is None and "tells-places" in self.update.submodel.traits()
+
+    @property
+    def sends_prototypes(self) -> bool:
+        """Whether gradients of single images leave the sites."""
+        return any("sends-prototypes" in rule.traits() for rule in self.local.rules)
+
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
@@ -219,6 +230,11 @@ class Policy(Section):
         "same which values of its update are the largest (sub-model union)",
     )
     metrics_may_leave: bool = Field(True, description="whether the model's metrics on the site's images may leave")
+    prototypes_may_leave: bool | None = Field(
+        None,
+        description="whether gradients of single perturbed images may leave (rule glfc with old_model: proxy): they "
+        "give classes away, and images can be rebuilt from them. null: in simulations alone, which nobody watches",
+    )
     approve: Literal["ask", "allowed"] = Field(
         "ask", description="ask: the data steward approves each study; allowed: what the policy allows is approved"
     )
@@ -227,7 +243,12 @@ class Policy(Section):
     def restricts(self) -> bool:
         """Whether the policy asks for anything of how updates and metrics leave."""
         asked = (self.units, self.max_epsilon, self.channels)
-        return any(value is not None for value in asked) or not self.metrics_may_leave
+        kept = not self.metrics_may_leave or self.prototypes_may_leave is False
+        return kept or any(value is not None for value in asked)
+
+    def in_service(self) -> "Policy":
+        """As it counts at a hospital, where what nobody consented to is refused."""
+        return self.model_copy(update={"prototypes_may_leave": self.prototypes_may_leave is True})
 
 
 class SharedImages(Section):

@@ -6,12 +6,6 @@ from medfl.errors import Faults
 from medfl.study.model import Policy, Study
 
 
-def tells_places(study: Study) -> bool:
-    """Whether sites say beside a sealed update which coordinates they would send: where the study has a sub-model that
-    asks for it, and no differential privacy, which would not cover it."""
-    return study.privacy is None and "tells-places" in study.update.submodel.traits()
-
-
 def policy_refusals(study: Study, name: str, policy: Policy, cases: Mapping[str, int]) -> Faults:
     """Everything in a study that the policy of the site `name` does not allow. cases: the site's, by split."""
     where, unseen, faults = f"site {name}, policy", name in study.evaluation.unseen, Faults()
@@ -36,12 +30,18 @@ def policy_refusals(study: Study, name: str, policy: Policy, cases: Mapping[str,
             "change update.channel",
         )
     sealed = policy.channels is not None and "clear" not in policy.channels
-    if sealed and tells_places(study) and not policy.places_may_leave:
+    if sealed and study.tells_places and not policy.places_may_leave:
         faults.add(
             where,
             f"lets no update leave in the clear, and the sub-model {study.update.submodel.kind} tells the coordinator "
             "where the site's update is large",
             "set update.submodel to last_aggregate or a shared seeded_mask, or policy.places_may_leave",
+        )
+    if study.sends_prototypes and policy.prototypes_may_leave is False:
+        faults.add(
+            where,
+            "does not consent to gradients of single images, which give classes away and images back",
+            "set policy.prototypes_may_leave: true, or use local.rules: {kind: glfc, old_model: own}",
         )
     epsilon, ceiling = None if mechanism is None else mechanism.epsilon, policy.max_epsilon
     if ceiling is not None and (epsilon is None or epsilon > ceiling):

@@ -18,7 +18,7 @@ from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.study.build import build_channel, build_mechanism, planned_epochs, sums_later
 from medfl.study.model import Policy, Study
-from medfl.study.refusals import policy_refusals, tells_places
+from medfl.study.refusals import policy_refusals
 from medfl.study.sources import RunInputs
 from medfl.transport.memory import SiteMemory, Transient
 from medfl.update.base import Payload
@@ -121,8 +121,14 @@ class SiteDoor:
     def seal(self, reply: TrainReply) -> TrainReply:
         """The reply as it may leave."""
         study = self._inputs.study
-        beside = reply.snapshot is not None or (bool(reply.notice) and not tells_places(study))
-        if beside and _sealed(study):
+        if reply.prototypes is not None and self._policy.prototypes_may_leave is False:
+            raise RunError.at(
+                f"site {self.name}, round {reply.round}",
+                "its policy keeps gradients of single images in the house",
+                "set policy.prototypes_may_leave, or local.rules: {kind: glfc, old_model: own}",
+            )
+        told = bool(reply.notice) and not study.tells_places
+        if (told or reply.snapshot is not None or reply.prototypes is not None) and _sealed(study):
             raise RunError.at(
                 f"site {self.name}, round {reply.round}",
                 "would send something of its update beside the sum that is sealed",

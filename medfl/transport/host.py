@@ -4,12 +4,25 @@ import logging
 import zlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from medfl.data.base import Case, SampleSet, SiteData
 from medfl.errors import Faults, InputError, MedflError, RunError
 from medfl.learning.checkpoint import order_key
 from medfl.learning.executor import SiteExecutor, StepDone
 from medfl.learning.flat import initial_vector
-from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.learning.messages import (
+    CURRENT,
+    OLD_MODELS,
+    PREVIOUS,
+    SINCE,
+    Beginning,
+    LedgerHeads,
+    SiteFailure,
+    SiteInfo,
+    TrainOrder,
+    TrainReply,
+)
 from medfl.learning.randomness import generator
 from medfl.privacy.channels.base import Identity, Message
 from medfl.study.build import build_codec_changes, build_codec_down, build_local, choose_device
@@ -21,6 +34,7 @@ from medfl.transport.door import SiteDoor
 from medfl.transport.faults import corrupted_data, tampering
 from medfl.transport.memory import Memories, Transient
 from medfl.update.base import Payload
+from medfl.update.beside import JOINED, parted
 from medfl.update.down import receive
 from medfl.update.parts import embedded
 from medfl.update.submodels.base import Choice
@@ -125,12 +139,26 @@ class SiteHost:
     def _received_for(self, order: TrainOrder, model: Payload, state: Arrays) -> FloatVector:
         """The vector [size] that a site trains from, of what it was sent and what it has."""
         size = self._executor.network.layout.size
+        if model.codec == JOINED:
+            model = self._with_old_models(model, state)
         if self._changes is not None:
             return receive(model, self._changes, size, state)
         part = self._executor.parts.submodel.down(Choice(order.site, order.round, order.part), state)
         if part is None:
             return self.receive(model)
         return embedded(self._codec.decode(model, part.size), part, size).dense()
+
+    def _with_old_models(self, payload: Payload, state: Arrays) -> Payload:
+        """The model of those that came; the others are kept in the site's arrays, for the rule that wants them.
+        RunError when the study asks for none."""
+        model, others, about = parted(payload)
+        if OLD_MODELS not in self._executor.parts.asked or not others or not others.keys() <= {PREVIOUS, CURRENT}:
+            raise RunError.at("model", "comes with models beside it that the study does not ask for")
+        size = self._executor.network.layout.size
+        for name, other in others.items():
+            state[f"{OLD_MODELS}.{name}"] = np.array(self._codec.decode(other, size).dense())
+        state[f"{OLD_MODELS}.{SINCE}"] = np.array([about.get(SINCE, 0)])
+        return model
 
     def train(
         self, order: TrainOrder, model: Payload, step_done: StepDone | None = None

@@ -45,7 +45,7 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
     return parts(header, buffers)
 
 
-_PAYLOADS = ("payload", "snapshot")
+_PAYLOADS = ("payload", "snapshot", "prototypes")
 """Coded vectors of a reply, in the order of their buffers."""
 
 
@@ -76,15 +76,14 @@ def decode_reply(message: Buffer) -> TrainReply:
 
 def _vectors(header: dict[str, Any], buffers: list[memoryview]) -> dict[str, Any]:
     """The coded vectors of a reply by field; takes their descriptions off the header."""
-    found: dict[str, Payload | None] = dict.fromkeys(_PAYLOADS)
+    found = dict[str, Payload]()
     for name in _PAYLOADS:
-        described = header.pop(name, None)
-        if described is not None:
+        if (described := header.pop(name, None)) is not None:
             found[name], buffers = Payload.first_of(described, buffers, "reply", f"a {name}")
     told = header.pop("notice", False) is True
     if len(buffers) != told:
         raise RunError.at("reply", f"carries {len(buffers)} buffers that it does not describe")
-    return {**found, "notice": bytes(buffers[0]) if told else b""}
+    return {**dict.fromkeys(_PAYLOADS), **found, "notice": bytes(buffers[0]) if told else b""}
 
 
 def _is(value: Any, kind: type) -> bool:

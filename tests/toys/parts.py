@@ -16,6 +16,7 @@ from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.hyperparameters.base import HYPERPARAMETERS
 from medfl.hyperparameters.constant import ConstantConfig
 from medfl.learning.executor import LocalParts, SiteExecutor
+from medfl.learning.messages import OLD_MODELS, SINCE
 from medfl.learning.optimizers import SgdOptimizer
 from medfl.learning.rules.base import RULES
 from medfl.plugins import PluginConfig, PluginPoint
@@ -102,12 +103,20 @@ class Federated:
         open_ = self.federation.open(plan, self.validate)
         for order in plan.orders():
             data, state = self.sites[order.site], self.states[order.site]
+            self._bring_old_models(order.site, state)
             open_.receive(self.executor.train(data, order, self.federation.model, state))
         outcome = self.federation.close(open_)
         asked = self.federation.probed(open_, before)
         if asked is not None:
             self.federation.learn(outcome, {site: self.loss(site, asked[0]) for site in asked[1]})
         return outcome
+
+    def _bring_old_models(self, site: str, state: SiteState) -> None:
+        proxy = self.federation.parts.proxy
+        found = {} if proxy is None else proxy.old_models(site)
+        if proxy is not None and found:
+            state |= {f"{OLD_MODELS}.{name}": model.copy() for name, model in found.items()}
+            state[f"{OLD_MODELS}.{SINCE}"] = np.array([proxy.since])
 
     def loss(self, site: str, model: np.ndarray[Any, np.dtype[np.float32]]) -> float:
         total, count = self.executor.evaluate(self.sites[site].splits["train"], model)["loss"]

@@ -4,7 +4,8 @@ A study lists rules; their hooks run in that order. At most one of them may repl
 `direction` corrections act on the flat gradient in place, after the loss's backward pass and before gradient clipping.
 Traits: "own-loss"; "extra-gradients" (asks for gradients beside the batch's own); "client-momentum" (keeps momentum
 between rounds); "sync-only" (needs the mean of the same cohort in every round) and "reads-mean" (reads that mean off
-two models in a row); "common-steps" (every site must take the same number of steps).
+two models in a row); "common-steps" (every site must take the same number of steps); "sends-prototypes"
+(gradients of single images leave with the reply, which a site's policy must allow).
 
 Moving numbers (FedProx mu) are configuration fields of type `HyperparameterConfig`; their values of the round arrive in
 `context.values` as "<kind>.<field>".
@@ -47,9 +48,9 @@ class LocalContext:
     an interruption it comes back as far as it is tensors (on `device`), arrays, and optimisers that `begin` makes; with
     anything else in it the site trains the round anew.
 
-    counted: as in `TrainOrder`. omega: what the codec loses of an update (`Codec.omega`). full_gradient: the mean
-    gradient [size] over all of the site's samples of the round, at the present parameters; for `begin`. gradient_at:
-    the gradient [size] of the present batch at other parameters [size]; for `direction`.
+    seed: the study's. counted: as in `TrainOrder`. omega: what the codec loses of an update (`Codec.omega`).
+    full_gradient: the mean gradient [size] over all of the site's samples of the round, at the present parameters; for
+    `begin`. gradient_at: the gradient [size] of the present batch at other parameters [size]; for `direction`.
 
     feed: the site's samples of the round; None under privacy of patients, where single samples are no rule's business.
     chosen: which of them the present batch is made of [batch]; for `loss`.
@@ -66,6 +67,7 @@ class LocalContext:
     steps: int
     device: "torch.device"
     scratch: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
     counted: int = 0
     omega: float = 0.0
     full_gradient: "Callable[[], Tensor]" = _no_gradient
