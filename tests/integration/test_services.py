@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toys.federations import SITES, Federation, call, environment, medfl, until
+from toys.federations import SITES, STUDY, Federation, call, environment, medfl, until
 
 from medfl.data.synthetic.config import SiteShift, SyntheticSpec
 from medfl.data.synthetic.write import write_federation
@@ -212,3 +212,42 @@ def refused(*arguments: object) -> str:
     done = subprocess.run(medfl(*arguments), capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 2, done
     return done.stderr
+
+
+@pytest.mark.slow
+def test_prototypes_leave_the_sites_that_consent(tmp_path: Path) -> None:
+    """GLFC's proxy server: the model of the simulation, and a hospital that did not consent is not asked to train."""
+    local = {**STUDY["local"], "plan": {"kind": "class_stream", "rounds_per_task": 1}, "rules": [PROXIED]}
+    with Federation(tmp_path / "all", local=local).set_up() as federation:
+        for site in SITES:
+            consent(federation, site)
+        run(federation)
+        assert federation.model() == federation.simulated()
+        told = [record.get("prototypes", {}) for record in federation.rounds()]
+        assert [sorted(entry) for entry in told] == [list(SITES), list(SITES), []]
+        trained = [entry for entry in site_log(federation, "hospital-a") if entry.kind == "trained"]
+        assert ["prototypes" in entry.body for entry in trained] == [True, True, False]
+    with Federation(tmp_path / "some", local=local).set_up() as federation:
+        for site in SITES[1:]:
+            consent(federation, site)
+        lead = federation.coordinator("--minimum", 2)
+        for site in SITES:
+            federation.site(site)
+        until(lambda: federation.status(SITES[0]).get("state") == "held", why=lead.text)
+        assert lead.end() == 0, lead.text
+        assert list(federation.rounds()[0]["verdicts"]) == list(SITES[1:])
+
+
+PROXIED = {
+    "kind": "glfc",
+    "old_model": "proxy",
+    "prototype_size": 8,
+    "rebuilt_images": 3,
+    "rebuild_iterations": 10,
+}
+
+
+def consent(federation: Federation, site: str) -> None:
+    path = federation.site_home(site) / "site.yaml"
+    word = "approve: allowed\n  prototypes_may_leave: true"
+    path.write_text(path.read_text().replace("approve: allowed", word))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toys.proxied import OWN, PROXIED
 
 from medfl.errors import InputError, MedflError, RunError
 from medfl.privacy.channels.base import CHANNELS
@@ -180,3 +181,19 @@ def test_a_site_that_seals_its_updates_is_asked_before_it_tells_places(study: St
     assert not refused(tells) and not refused(tells, channels=("masks", "clear"))
     shared = sealed.model_copy(update={"submodel": LastAggregateConfig()})
     assert not refused(study.model_copy(update={"update": shared}), channels=("masks",))
+
+
+def test_gradients_of_single_images_need_a_word_of_the_hospital(tiny: Any, tmp_path: Path):
+    """What a simulation does without being told, a hospital must say."""
+    proxied = tiny.inputs(*PROXIED).study
+    found = {}
+    for word in ("", "prototypes_may_leave: true", "prototypes_may_leave: false"):
+        file = tmp_path / f"given{len(found)}" / "east.yaml"
+        file.parent.mkdir()
+        file.write_text(f"name: east\npolicy: {{approve: allowed, {word}}}\n")
+        home = SiteHome.create(tmp_path / f"home{len(found)}", file)
+        found[word] = Studies(home).offer(proxied, "r", "lead")
+    assert [standing.approved for standing in found.values()] == [False, True, False]
+    assert "does not consent to gradients of single images" in found[""].note
+    assert not list(refusals(proxied, Site(name="east")))
+    assert not list(refusals(tiny.inputs(*OWN).study, Site(name="east", policy=Policy().in_service())))

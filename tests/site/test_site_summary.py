@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toys.proxied import OWN, PROXIED
 
 from medfl.privacy.channels.base import CHANNELS
-from medfl.privacy.trust import QUESTIONS, privacy_statement
+from medfl.privacy.trust import PROTOTYPES, QUESTIONS, privacy_statement
 from medfl.site.summary import Summary, shared_values, summary
 from medfl.study.build import build_mechanism
 from medfl.study.digest import study_hash
@@ -137,3 +138,20 @@ def test_the_networks_size_is_counted():
     assert "counted when they are loaded" in section(found, "On which of your images")
     sizes = [summary(study, SITE, values=number).facts["size"] for number in (999_999, 1_000_000, 20_000_000)]
     assert sizes == ["small", "of medium size", "large"]
+
+
+def test_what_a_proxy_server_is_told_is_said_in_plain_words(tiny: Any):
+    study, own = tiny.inputs(*PROXIED).study, tiny.inputs(*OWN).study
+    found, other = summary(study, SITE, CASES), summary(own, SITE, CASES)
+    leaves = section(found, "What leaves your site")
+    for said in ("ONE of your training images", "which class the image is of", "REBUILDS THE IMAGE", "protects nobody"):
+        assert said in leaves and said not in other.text()
+    assert "images and labels do not leave" not in leaves
+    assert "images and labels do not leave" in section(other, "What leaves your site")
+    assert found.facts["prototypes"] and not other.facts["prototypes"]
+    assert PROTOTYPES in section(found, "How patients are protected")
+    assert "rebuilds them" in section(found, "Who can see what")
+    refused = summary(study, SITE.model_copy(update={"policy": SITE.policy.in_service()}), CASES)
+    assert "REFUSES the study: does not consent" in section(refused, "What your site's policy says")
+    evaluates = summary(study, SITE, {"val": 5, "test": 6})
+    assert "images and labels do not leave" in section(evaluates, "What leaves your site")

@@ -75,6 +75,7 @@ def sum_only(**federation: Any) -> Study:
 
 TEACHER = SEGMENTATION | {"task": SEGMENTATION["task"] | {"teacher": {"width": 16, "depth": 3}}}
 DISTILLED = {"rules": ["distillation"]}
+PROXIED = {"rules": [{"kind": "glfc", "old_model": "proxy"}], "plan": "class_stream"}
 JUDGED = {"regulator": ["finite", "validation"]}
 
 NOISE = {"epsilon": 8, "delta": 1e-5}
@@ -401,6 +402,26 @@ REFUSED_AND_ALLOWED |= {
     "stream": (
         lambda: study(local={"rules": ["glfc"]}),
         lambda: study(local={"rules": ["glfc"], "plan": "class_stream"}),
+    ),
+    "proxy-privacy": (
+        lambda: with_parts("local", private("local"), rules=(marked("sends-prototypes"),)),
+        lambda: private("local"),
+    ),
+    "proxy-sum": (
+        lambda: study(local=PROXIED, update={"clip": 1.0}, federation={"regulator": ["finite"]}),
+        lambda: study(local=PROXIED, federation={"regulator": ["finite"]}),
+    ),
+    "proxy-submodel": (
+        lambda: study(local=PROXIED, update={"submodel": SHARED | {"trains": False}, "memory": "error_feedback"}),
+        lambda: study(local=PROXIED, update={"memory": "error_feedback"}),
+    ),
+    "proxy-gate": (
+        lambda: study(local=PROXIED, update={"gate": "innovation"}),
+        lambda: study(local=PROXIED),
+    ),
+    "proxy-async": (
+        lambda: with_parts("local", eventful("buffered"), rules=(marked("sends-prototypes"),)),
+        lambda: with_parts("local", rules=(marked("sends-prototypes"),)),
     ),
     "stream-task": (
         lambda: study(SEGMENTATION, local={"plan": "class_stream"}),

@@ -51,6 +51,14 @@ BOUND = {"update.clip": 5.0}
 REMEMBERED = {"update.memory": "error_feedback"}
 NOISE = {"noise_multiplier": 0.01, "delta": 1e-5, "clip": 0.5, "accept_low_utility": True}
 
+PROXIED = {
+    "kind": "glfc",
+    "old_model": "proxy",
+    "prototype_size": 4,
+    "rebuilt_images": 2,
+    "rebuild_iterations": 20,
+}
+
 SPARSE: Mapping[str, Changes] = {
     kind: {"density": 0.3} for kind in ("topk", "personal_topk", "random_k", "stc", "sparse_binary")
 }
@@ -146,6 +154,12 @@ VARIANTS = (
     Setting("submodel", "low_rank-shared", {"update.submodel": {"kind": "low_rank", "rank": 3, "shared": True}}),
     Setting(
         "rules", "fedprox-adaptive", {"local.rules": [{"kind": "fedprox", "mu": {"kind": "adaptive_mu", "start": 0.1}}]}
+    ),
+    Setting(
+        "rules",
+        "glfc-proxy",
+        {"local.rules": [PROXIED]},
+        {"local.plan": {"kind": "class_stream", "rounds_per_task": 2}},
     ),
     Setting("codec_up", "int8-stochastic", {"update.codec_up": {"kind": "int8", "rounding": "stochastic"}}),
     Setting(

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from toys.proxied import PROXIED
 
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import Runner, simulate
@@ -25,6 +27,7 @@ from medfl.study.sources import assign_cases
 from medfl.transport.door import SiteDoor
 from medfl.transport.host import SiteHost
 from medfl.update.base import Payload, Update
+from medfl.update.beside import joined
 from medfl.update.codecs.indices import pack_indices
 from medfl.update.submodels.base import Choice
 from medfl.update.submodels.last_aggregate import LastAggregateChooser
@@ -167,6 +170,39 @@ def test_nothing_leaves_beside_a_sum_that_is_sealed(tiny: Any) -> None:
         door.seal(replace(sealed, notice=b"mask"))
     with pytest.raises(RunError, match="beside the sum that is sealed"):
         door.seal(replace(sealed, snapshot=model))
+    with pytest.raises(RunError, match="beside the sum that is sealed"):
+        door.seal(replace(sealed, prototypes=model))
+
+
+def test_prototypes_leave_with_the_policy_s_consent_alone(tiny: Any) -> None:
+    reply = TrainReply("east", 1, None, 1, 1, 1, 1.0, 1.0)
+    for consents in (False, None, True):
+        site = tiny.sites / "east.yaml"
+        site.write_text(yaml.safe_dump({"name": "east", "policy": {"prototypes_may_leave": consents}}))
+        host, model = begun(tiny, *PROXIED)
+        door = host._doors["east"]
+        assert bool(door.refusals(host._data["east"])) == (consents is False)
+        if consents is False:
+            with pytest.raises(RunError, match="keeps gradients of single images in the house"):
+                door.seal(replace(reply, prototypes=model))
+        else:
+            assert door.seal(replace(reply, prototypes=model)).prototypes is model
+
+
+def test_other_models_beside_the_model_are_for_studies_that_ask_for_them(tiny: Any) -> None:
+    host, model = begun(tiny)
+    both = joined(model, {"previous": model, "current": model}, {"since": 1})
+    refused, _ = host.train(TrainOrder("east", 1, ASKED), both)
+    assert isinstance(refused, SiteFailure) and "the study does not ask for" in refused.reason
+    host, model = begun(tiny, *PROXIED)
+    taken, _ = host.train(TrainOrder("east", 1, ASKED), both)
+    assert isinstance(taken, TrainReply)
+    for wrong in ({"previous": model, "best": model}, {}):
+        refused, _ = host.train(TrainOrder("east", 1, ASKED), joined(model, wrong, {"since": 1}))
+        assert isinstance(refused, SiteFailure) and "the study does not ask for" in refused.reason
+    short = Payload("fp32", 2, (b"12345678",))
+    refused, _ = host.train(TrainOrder("east", 1, ASKED), joined(model, {"current": short}, {"since": 1}))
+    assert isinstance(refused, SiteFailure)
 
 
 def test_a_probed_site_takes_its_loss_of_some_images_and_of_others_for_another_model(

@@ -33,6 +33,24 @@ def test_reply_round_trip() -> None:
     )  # fmt: skip
 
 
+def test_vectors_beside_the_update_travel_in_their_places() -> None:
+    rows = np.arange(6, dtype=np.float32)
+    told = replace(reply(), prototypes=Payload("fp32", 6, (rows.tobytes(),)), notice=b"mask")
+    found = decode_reply(b"".join(encode_reply(told)))
+    assert found.prototypes is not None and found.prototypes.size == 6 and found.snapshot is None
+    assert bytes(found.prototypes.buffers[0]) == rows.tobytes() and found.notice == b"mask"
+    assert found.payload is not None and bytes(found.payload.buffers[0]) == np.arange(5, dtype=np.float32).tobytes()
+    assert decode_reply(b"".join(encode_reply(reply()))).prototypes is None
+
+
+@pytest.mark.parametrize("listed", [None, 3, {"codec": "fp32", "size": 6}, {"codec": "fp32", "size": 6, "buffers": 2}])
+def test_vectors_that_a_reply_does_not_carry_are_refused(listed: Any) -> None:
+    told = replace(reply(), prototypes=Payload("fp32", 6, (bytes(24),)))
+    header, buffers = unpack(b"".join(encode_reply(told)))
+    with pytest.raises(RunError):
+        decode_reply(b"".join(parts({**header, "prototypes": listed}, buffers)))
+
+
 def test_bytes_are_counted_from_the_pieces_that_are_sent() -> None:
     order = TrainOrder("east", 1, {"local.epochs": 1.0})
     pieces = encode_order(order, Payload("fp32", 3, (b"123456789012",)))
