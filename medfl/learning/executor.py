@@ -7,7 +7,7 @@ nothing is built again.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,12 +19,13 @@ import torch
 from medfl.data.base import Sample, SampleInfo, SampleSet, SiteData
 from medfl.data.plans.base import DataPlan, own_and_lent
 from medfl.data.reasons import outward
-from medfl.errors import MedflError, RunError
+from medfl.errors import RunError
 from medfl.learning.checkpoint import EpochStore, order_key
 from medfl.learning.course import Course, Feed, batches
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
-from medfl.learning.messages import PROTOTYPES, SNAPSHOT, STEPS, TrainOrder, TrainReply, planned_steps
+from medfl.learning.leaving import check_finite, not_finite, prototypes_of
+from medfl.learning.messages import SNAPSHOT, STEPS, TrainOrder, TrainReply, planned_steps
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
 from medfl.learning.partial import PartialTraining, setup_of
 from medfl.learning.patients.sites import PrivateSites
@@ -127,11 +128,11 @@ class SiteExecutor:
             payload, notice = self._upload(model, order, private, cases, tamper, context, start)
             if SNAPSHOT in context.scratch:
                 early = context.scratch[SNAPSHOT].numpy()
-                _check_finite({"snapshot": early}, order)
+                check_finite({"snapshot": early}, order)
                 codec = self.parts.pipeline.codec.at(order.values)
                 snapshot = codec.encode(Update(early, early.size), self._rng("snapshot", order))
-            prototypes = _prototypes(context, order)
-        _check_finite(private, order)
+            prototypes = prototypes_of(context.scratch, order)
+        check_finite(private, order)
         state.clear()
         state.update(private)
         finished = time.perf_counter()
@@ -335,7 +336,7 @@ class SiteExecutor:
         the coordinator is told beside it."""
         delta = np.empty_like(model)
         if not self.network.change(model, delta):
-            raise _not_finite(["update"], order)
+            raise not_finite(["update"], order)
         if tamper is not None:
             delta = tamper(delta)
         pipeline = replace(self.parts.pipeline, codec=self.parts.pipeline.codec.at(order.values))
@@ -371,26 +372,3 @@ class SiteExecutor:
     def predict(self, sample: Sample, info: SampleInfo, model: FloatVector) -> Prediction:
         self.network.load(model)
         return self.parts.task.predict(self.network.module, sample, info, self.device)
-
-
-def _prototypes(context: LocalContext, order: TrainOrder) -> Payload | None:
-    """What a rule left to be sent beside the update, without loss."""
-    if PROTOTYPES not in context.scratch:
-        return None
-    found = context.scratch[PROTOTYPES].cpu().numpy()
-    _check_finite({"prototypes": found}, order)
-    return Payload("fp32", found.size, (as_bytes(found),)) if found.size else None
-
-
-def _check_finite(arrays: Mapping[str, npt.NDArray[Any]], order: TrainOrder) -> None:
-    wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if wrong:
-        raise _not_finite(wrong, order)
-
-
-def _not_finite(wrong: Sequence[str], order: TrainOrder) -> MedflError:
-    return RunError.at(
-        f"site {order.site}, round {order.round}",
-        f"training left values that are not finite in {', '.join(wrong)}",
-        "lower the learning rates or set local.gradient_clip",
-    )

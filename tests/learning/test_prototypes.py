@@ -1,6 +1,7 @@
 """What leaves a site for the proxy server, and what can be read off it: the label always, and the image."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,18 @@ import pytest
 import torch
 from toys.parts import CPU, local_parts, plugin, values
 from toys.pictures import Pictures, Reader, smooth
+from toys.resuming import Dying, Training, same
 from toys.tasks import site
 
 from medfl.data.plans.base import PLANS
 from medfl.learning import prototypes
+from medfl.learning.checkpoint import FileEpochStore
 from medfl.learning.executor import SiteExecutor
 from medfl.learning.exemplars import features
 from medfl.learning.messages import TrainOrder, TrainReply
 from medfl.learning.prototypes import Shape, encoder, gradient, label_of
 from medfl.learning.rebuilding import Rebuilder
-from medfl.learning.rules.base import LocalContext
+from medfl.learning.rules.base import RULES, LocalContext
 from medfl.learning.rules.glfc import Glfc, GlfcConfig
 from medfl.tasks.base import TaskConfig
 from medfl.tasks.images import network_input
@@ -278,3 +281,19 @@ def test_models_that_come_in_the_round_of_another_switch_are_too_old() -> None:
 def test_the_shape_is_the_task_s() -> None:
     config = TaskConfig(kind="toy", spatial_dims=3, in_channels=2, classes=("a", "b", "c"))
     assert Shape.of(config, 16) == Shape(2, 3, 16, 3) and Shape.of(config, 16).image == (2, 16, 16, 16)
+
+
+# resume
+
+
+def test_a_killed_training_at_a_switch_tells_the_same(tmp_path: Path) -> None:
+    made, plan = Hospital(), plugin(PLANS, "class_stream", classes_per_task=2, rounds_per_task=1)
+    rule = plugin(RULES, "glfc", old_model="proxy", prototype_size=EDGE)
+    training = Training(Reader(4, EDGE), made.rows, {"plan": plan, "rules": [rule]}, rate=0.2, round=1)
+    training.state, training.round = training.run()[1], 2
+    expected = training.run()
+    with pytest.raises(SystemExit):
+        training.run(Dying(tmp_path / "kept", 2))
+    found = training.run(FileEpochStore(tmp_path / "kept", "run", min_seconds=0))
+    assert same(found, expected)
+    assert len(sent(expected[0])) == 2 and np.array_equal(sent(found[0]), sent(expected[0]))
