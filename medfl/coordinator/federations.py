@@ -8,7 +8,8 @@ from medfl.coordinator.summed_rounds import SummedRounds
 from medfl.federation.asynchronous.base import Asynchronous
 from medfl.federation.asynchronous.federation import AsynchronousFederation
 from medfl.federation.asynchronous.summed import SummedFederation
-from medfl.federation.round import Federation, FederationParts
+from medfl.federation.parts import FederationParts
+from medfl.federation.round import Federation
 from medfl.study.build import steps_of
 from medfl.study.model import Study
 from medfl.update.vector import FloatVector

@@ -14,8 +14,10 @@ from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.journal import Arrays, Counted, Journal
 from medfl.coordinator.observer import Observer
 from medfl.errors import RunError
+from medfl.federation.open_round import OpenRound
 from medfl.federation.outcome import RoundOutcome, RoundPlan
-from medfl.federation.round import Federation, OpenRound, Validate
+from medfl.federation.parts import Validate
+from medfl.federation.round import Federation
 from medfl.federation.summing import RoundSum
 from medfl.learning.messages import SINCE, SNAPSHOT, SiteFailure, TrainReply
 from medfl.learning.randomness import generator

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from medfl.data.plans.base import PLANS
 from medfl.errors import StudyError
 from medfl.federation.aggregation.base import AGGREGATORS
+from medfl.federation.parts import FederationParts
 from medfl.federation.proxy import ProxyServer
 from medfl.federation.regulator.base import REGULATORS
-from medfl.federation.round import FederationParts
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.federation.summing import Summation

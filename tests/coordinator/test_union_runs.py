@@ -13,7 +13,8 @@ from toys.runs import crash
 from medfl.coordinator.journal import Journal
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import inputs_of, simulate
-from medfl.federation.round import Federation, OpenRound
+from medfl.federation.open_round import OpenRound
+from medfl.federation.round import Federation
 
 UNION = ("update.submodel={kind: union, share: 0.05, limit: 0.2}", "update.memory=error_feedback")
 SUMS = ("federation.regulator=[finite]", "update.clip=5", "stop.rounds=4", "evaluation.every=4")

@@ -16,8 +16,10 @@ from toys.parts import configured, federation_parts, plugin
 from medfl.errors import RunError
 from medfl.federation.aggregation.base import AGGREGATORS
 from medfl.federation.aggregation.weighted_mean import WeightedMean
+from medfl.federation.open_round import OpenRound
+from medfl.federation.parts import FederationParts
 from medfl.federation.regulator.base import REGULATORS, Arrival, Bench, RegulatorRule, Verdict
-from medfl.federation.round import Federation, FederationParts, OpenRound
+from medfl.federation.round import Federation
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.hyperparameters.base import Progress

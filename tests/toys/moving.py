@@ -96,8 +96,9 @@ def _model(values: int) -> tuple[Any, Any]:
 
 def _rounds(remote: Any, cases: dict[str, int]) -> Callable[[], float]:
     from medfl.federation.aggregation.base import AGGREGATORS
+    from medfl.federation.parts import FederationParts
     from medfl.federation.regulator.base import REGULATORS
-    from medfl.federation.round import Federation, FederationParts
+    from medfl.federation.round import Federation
     from medfl.federation.schedule.base import SCHEDULES
     from medfl.federation.server_steps.base import SERVER_STEPS
     from medfl.update.base import Update

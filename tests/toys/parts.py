@@ -9,8 +9,9 @@ from medfl.data.base import SiteData
 from medfl.data.plans.base import PLANS
 from medfl.federation.aggregation.base import AGGREGATORS
 from medfl.federation.outcome import RoundOutcome
+from medfl.federation.parts import FederationParts, Validate
 from medfl.federation.regulator.base import REGULATORS
-from medfl.federation.round import Federation, FederationParts, Validate
+from medfl.federation.round import Federation
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.hyperparameters.base import HYPERPARAMETERS

@@ -288,7 +288,7 @@ def run_coordinator(folder: Path, fault: str) -> None:
 
 def _count_twice() -> None:
     """The fake: a coordinator that counts the first answer of a round again."""
-    from medfl.federation.round import OpenRound
+    from medfl.federation.open_round import OpenRound
     from medfl.transport.remote import Remote
 
     train, expect = Remote.train, OpenRound._expect

@@ -20,9 +20,11 @@ from medfl.errors import RunError
 from medfl.federation.aggregation.base import Aggregator
 from medfl.federation.asynchronous.base import Asynchronous
 from medfl.federation.asynchronous.influence import Influence
+from medfl.federation.open_round import OpenRound
 from medfl.federation.outcome import Contribution, RoundOutcome, RoundPlan
+from medfl.federation.parts import FederationParts, Validate
 from medfl.federation.regulator.base import Bench, Verdict
-from medfl.federation.round import Federation, FederationParts, OpenRound, Validate
+from medfl.federation.round import Federation
 from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
 from medfl.update.base import Payload, Update
 from medfl.update.vector import FloatVector

@@ -5,7 +5,7 @@ from typing import Any
 
 from medfl.errors import RunError
 from medfl.federation.asynchronous.federation import Arrived, AsynchronousFederation
-from medfl.federation.round import Validate
+from medfl.federation.parts import Validate
 from medfl.learning.messages import SiteFailure, TrainOrder, TrainReply
 from medfl.update.vector import FloatVector
 

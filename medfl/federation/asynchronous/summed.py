@@ -17,9 +17,10 @@ from typing import Any
 
 from medfl.errors import RunError
 from medfl.federation.asynchronous.federation import HELD, AsynchronousFederation, Flight, OpenStep, PlannedSteps
+from medfl.federation.open_round import miscounted
 from medfl.federation.outcome import Contribution
+from medfl.federation.parts import FederationParts, Validate
 from medfl.federation.regulator.base import ADMIT, Verdict
-from medfl.federation.round import FederationParts, Validate, miscounted
 from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.privacy.codec import LEAST
 from medfl.privacy.grid import BIT, BOUND, CAP, CLIP

@@ -14,8 +14,9 @@ import numpy as np
 from medfl.errors import RunError
 from medfl.federation.aggregation.base import AGGREGATORS
 from medfl.federation.outcome import RoundOutcome
+from medfl.federation.parts import FederationParts
 from medfl.federation.regulator.base import REGULATORS
-from medfl.federation.round import Federation, FederationParts
+from medfl.federation.round import Federation
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.server_steps.base import SERVER_STEPS
 from medfl.learning.messages import SiteFailure, TrainReply
