@@ -233,7 +233,7 @@ class Policy(Section):
     prototypes_may_leave: bool | None = Field(
         None,
         description="whether gradients of single perturbed images may leave (rule glfc with old_model: proxy): they "
-        "give classes away, and images can be rebuilt from them. null: in simulations alone, which nobody watches",
+        "give classes away, and images can be rebuilt from them. null: only in simulations; a hospital must say so",
     )
     approve: Literal["ask", "allowed"] = Field(
         "ask", description="ask: the data steward approves each study; allowed: what the policy allows is approved"

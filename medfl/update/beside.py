@@ -10,10 +10,11 @@ from medfl.update.base import Payload
 
 JOINED = "joined"
 _MODEL = "model"
+_LARGEST = 2**53
 
 
 def joined(model: Payload, others: Mapping[str, Payload], about: Mapping[str, int]) -> Payload:
-    """about: numbers that go with them."""
+    """about: numbers that go with them, not negative."""
     named = {_MODEL: model, **others}
     told = {name: payload.described() for name, payload in named.items()}
     buffers = tuple(buffer for payload in named.values() for buffer in payload.buffers)
@@ -25,7 +26,7 @@ def parted(payload: Payload) -> tuple[Payload, dict[str, Payload], dict[str, int
     told, about = payload.meta.get("parts"), payload.meta.get("about")
     if not isinstance(told, Mapping) or _MODEL not in told or not isinstance(about, Mapping):
         raise RunError.at("model", "does not say what comes beside it")
-    if not all(type(number) is int for number in about.values()):
+    if not all(type(number) is int and 0 <= number < _LARGEST for number in about.values()):
         raise RunError.at("model", "comes with numbers that are none")
     found, buffers = dict[str, Payload](), [memoryview(buffer) for buffer in payload.buffers]
     for name, described in told.items():

@@ -42,6 +42,7 @@ WRONG: dict[str, Any] = {
     "no model": {"parts": {"previous": LISTED["previous"]}, "about": {}},
     "no numbers": {"parts": LISTED},
     "numbers that are none": {"parts": LISTED, "about": {"since": "x"}},
+    "numbers that no array holds": {"parts": LISTED, "about": {"since": 10**30}},
     "fewer than are there": {"parts": {"model": LISTED["model"]}, "about": {}},
     "more than are there": {"parts": {**LISTED, "current": LISTED["previous"]}, "about": {}},
     "a negative count": {"parts": {**LISTED, "previous": {**LISTED["previous"], "buffers": -1}}, "about": {}},
