@@ -78,7 +78,7 @@ def test_the_encoder_follows_the_seed_alone() -> None:
 def test_the_size_is_as_the_rule_s_page_says() -> None:
     for classes in (2, 12):
         count = sum(part.numel() for part in encoder(shape(classes, 32), 0).parameters())
-        assert count == pytest.approx(13_000 - 1_900 + 769 * classes, abs=100)
+        assert count == pytest.approx(11_000 + 769 * classes, abs=200)
 
 
 # the image

@@ -33,7 +33,7 @@ distils from the best of the task that it has left; in the round of the switch, 
 coordinator rebuilds it, and its journal keeps what was rebuilt. The noise follows the study's seed and protects nobody.
 A hospital's policy must allow it (`prototypes_may_leave`; simulations need not be told), and nothing that is to hide
 single updates goes with it. Bytes: 4 a value of the encoder and new class up, at a switch; two models down, once after.
-The encoder has 13 thousand values and 769 a class for grey images of 32 pixels. State at the coordinator: two vectors
+The encoder has 11 thousand values and 769 a class for grey images of 32 pixels. State at the coordinator: two vectors
 and the images. Work there: `rebuilt_images` times `rebuild_iterations` gradients a class in the whole run, whoever
 sends how much, and one pass over the images a round.
 """
