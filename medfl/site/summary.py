@@ -179,6 +179,11 @@ class _View:
             yield f"with it: {', '.join(self._beside())}"
             if self._study.tells_places:
                 yield self._places_line()
+            if "private-mask" in self._study.update.submodel.traits():
+                yield (
+                    "which of the network's numbers your site keeps, in your site's name: this follows your images, and "
+                    "tells something of them"
+                )
             if self._study.sends_prototypes:
                 yield from _PROTOTYPES
         yield self._metrics_line()

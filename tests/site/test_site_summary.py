@@ -13,6 +13,7 @@ from medfl.study.build import build_mechanism
 from medfl.study.digest import study_hash
 from medfl.study.load import load_study
 from medfl.study.model import Policy, Site, Study
+from medfl.update.submodels.lottery import LotteryConfig
 from medfl.update.submodels.union import UnionConfig
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
@@ -127,6 +128,14 @@ def test_the_steward_is_told_of_places_that_leave_in_the_clear(channel: str):
     sealed = channel != "clear"
     assert ("which values of each site's update are the largest" in section(found, "Who can see what")) == sealed
     assert any("by name of the site" in item for item in found.facts["privacy"]["not_covered"]) == sealed
+
+
+def test_the_steward_is_told_of_a_mask_that_follows_the_images():
+    study = of("stacks/bandwidth_up.yaml")
+    masked = study.model_copy(update={"update": study.update.model_copy(update={"submodel": LotteryConfig()})})
+    told = "which of the network's numbers your site keeps"
+    assert told in section(summary(masked, SITE, CASES), "What leaves your site")
+    assert told not in summary(study, SITE, CASES).text()
 
 
 def test_the_networks_size_is_counted():
