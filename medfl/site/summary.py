@@ -181,7 +181,7 @@ class _View:
                 yield self._places_line()
             if "private-mask" in self._study.update.submodel.traits():
                 yield (
-                    "which of the network's numbers your site keeps, in your site's name: this follows your images, and "
+                    "which of the network's numbers your site keeps, in your site's name: this follows your images and "
                     "tells something of them"
                 )
             if self._study.sends_prototypes:
