@@ -40,6 +40,7 @@ class SiteDoor:
         self._memory = memory or Transient()
         self._part = ""
         self._end: SiteEnd | None = None
+        self._sums_later = sums_later(inputs.study)
         self._waiting: tuple[int, Payload] | None = None
 
     @property
@@ -120,23 +121,11 @@ class SiteDoor:
 
     def seal(self, reply: TrainReply) -> TrainReply:
         """The reply as it may leave."""
-        study = self._inputs.study
-        if reply.prototypes is not None and self._policy.prototypes_may_leave is False:
-            raise RunError.at(
-                f"site {self.name}, round {reply.round}",
-                "its policy keeps gradients of single images in the house",
-                "set policy.prototypes_may_leave, or local.rules: {kind: glfc, old_model: own}",
-            )
-        told = bool(reply.notice) and not study.tells_places
-        if (told or reply.snapshot is not None or reply.prototypes is not None) and _sealed(study):
-            raise RunError.at(
-                f"site {self.name}, round {reply.round}",
-                "would send something of its update beside the sum that is sealed",
-                "nothing was sent; the study asks for what its channel or its privacy forbids",
-            )
+        if reply.notice or reply.snapshot is not None or reply.prototypes is not None:
+            self._require_leave(reply)
         if reply.payload is None:
             return reply
-        if sums_later(self._inputs.study):
+        if self._sums_later:
             self._waiting = reply.round, reply.payload
             return replace(reply, payload=None)
         sealed = self._channel().seal(reply.round, reply.payload, self._part)
@@ -144,6 +133,23 @@ class SiteDoor:
             return replace(reply, payload=sealed)
         self.disclosure.done(sealed)
         return replace(reply, payload=sealed, ledger=self.disclosure.ledger.head)
+
+    def _require_leave(self, reply: TrainReply) -> None:
+        """RunError when what comes beside the update may not leave."""
+        study, where = self._inputs.study, f"site {self.name}, round {reply.round}"
+        if reply.prototypes is not None and self._policy.prototypes_may_leave is False:
+            raise RunError.at(
+                where,
+                "its policy keeps gradients of single images in the house",
+                "set policy.prototypes_may_leave, or local.rules: {kind: glfc, old_model: own}",
+            )
+        told = bool(reply.notice) and not study.tells_places
+        if (told or reply.snapshot is not None or reply.prototypes is not None) and _sealed(study):
+            raise RunError.at(
+                where,
+                "would send something of its update beside the sum that is sealed",
+                "nothing was sent; the study asks for what its channel or its privacy forbids",
+            )
 
     def _hand_over(self, header: Mapping[str, Any]) -> Message:
         """The update that waits, weighted and sealed; it is in one sum, and no more."""
