@@ -40,8 +40,9 @@ def test_a_run_that_is_stopped_by_sigterm_goes_on_and_says_where_it_is(tmp_path:
         sites = [first, *(federation.site(site) for site in SITES[1:])]
         until(lambda: health(site_port) == (0, "SERVING"), why=first.text)
         until(lambda: federation.rounds(), why=lead.text)
-        during = status(federation)
-        assert during["service"]["alive"], during
+        seen = list[Any]()
+        until(lambda: seen.append(status(federation)) or seen[-1]["service"]["alive"], why=lead.text)
+        during = seen[-1]
         assert during["completed"] >= 1
         assert during["stopped_by"] == ""
         assert {site["now"] for site in during["sites"]} <= {"ready", "training", "connected"}
