@@ -43,6 +43,8 @@ def read_private(path: Path) -> bytes:
             content = file.read(_LARGEST + 1)
     except FileNotFoundError as error:
         raise InputError.at(path, "does not exist", "check the path, or restore it from the backup") from error
+    except IsADirectoryError as error:
+        raise InputError.at(path, "is a folder, not a file", "give the file") from error
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}", "run as the user that owns it") from error
     if len(content) > _LARGEST:

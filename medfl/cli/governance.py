@@ -10,6 +10,7 @@ import typer
 
 from medfl.cli.output import Json, print_json, result
 from medfl.errors import InputError
+from medfl.folders import COORDINATOR, PEER, SITE, refuse_other
 
 if TYPE_CHECKING:
     from medfl.audit.chain import Record
@@ -220,6 +221,7 @@ def audit(home: Home, verify: Verify = False, head: Head = None, tail: Last = 20
 
     Example: medfl site audit --home /srv/medfl --verify
     """
+    refuse_other(home, SITE, PEER)
     audit_command(home / "audit.log", verify, head, tail, json)
 
 
@@ -234,6 +236,7 @@ def audit_coordinator(
 
     Example: medfl coordinator audit coordinator --verify
     """
+    refuse_other(folder, COORDINATOR)
     audit_command(folder / "audit.log", verify, head, tail, json)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from medfl.cli.output import Json, console, print_json, result
 from medfl.cli.tables import print_sites, value
+from medfl.folders import run_in
 
 
 def evaluate(
@@ -29,7 +30,7 @@ def evaluate(
     """
     from medfl.report.evaluate import evaluate_model
 
-    found = evaluate_model(model, data=data, sites=sites, site=site, split=split)
+    found = evaluate_model(run_in(model), data=data, sites=sites, site=site, split=split)
     if json:
         print_json(found)
         return
@@ -56,7 +57,7 @@ def predict(
     from medfl.report.saved import load_saved
 
     done, failed = [], 0
-    for found in predict_files(load_saved(model), images, out):
+    for found in predict_files(load_saved(run_in(model)), images, out):
         if found.faults:
             failed += 1
             for fault in found.faults:
@@ -76,7 +77,9 @@ def predict(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or not.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, finished or not, or a coordinator's.", show_default=False)
+    ],
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Show predictions for some of the sites' images.")
     ] = True,
@@ -90,6 +93,7 @@ def report(
 
     Example: medfl report runs/pneumonia-001 --evidence
     """
+    run = run_in(run)
     if evidence:
         from medfl.coordinator.evidence import evidence as made
 

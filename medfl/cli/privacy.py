@@ -10,6 +10,7 @@ import typer
 
 from medfl.cli.output import Json, console, print_json, result
 from medfl.errors import InputError
+from medfl.folders import run_in
 
 if TYPE_CHECKING:
     from medfl.privacy.accounting.plan import Proposal, Question
@@ -148,7 +149,9 @@ def _print_proposal(proposal: "Proposal") -> None:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or not.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, finished or not, or a coordinator's.", show_default=False)
+    ],
     json: Json = False,
 ) -> None:
     """Show what a run promises: unit, epsilon by accountant, what is not covered, and whom one must trust.
@@ -161,7 +164,7 @@ def report(
     from medfl.report.privacy import privacy_of
     from medfl.report.run import read_run
 
-    record = read_run(run)
+    record = read_run(run_in(run))
     facts = privacy_of(record)
     if json:
         print_json({"run": str(run), "study": record.summary["study"], **facts.to_json()})

@@ -8,6 +8,7 @@ import typer
 from medfl.cli.output import Json, console, print_json, result
 from medfl.cli.run_options import Cache, Data, existing
 from medfl.errors import InputError
+from medfl.folders import run_in
 
 if TYPE_CHECKING:
     from medfl.coordinator.async_replay import Replay, Watch
@@ -55,9 +56,9 @@ def replay(
 def _run_in(folder: Path) -> Path:
     from medfl.coordinator.journal import journal_in
 
-    for run in (folder, folder / "run"):
-        if journal_in(run) is not None:
-            return run
+    run = run_in(folder)
+    if journal_in(run) is not None:
+        return run
     raise InputError.at(folder, "holds no journal", "give the folder of a run, or of a coordinator that has run")
 
 

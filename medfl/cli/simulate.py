@@ -20,6 +20,7 @@ from medfl.cli.run_options import (
 )
 from medfl.cli.tables import print_sites
 from medfl.errors import InputError
+from medfl.folders import RUN, refuse_other
 
 if TYPE_CHECKING:
     from medfl.coordinator.observer import Observer
@@ -97,6 +98,8 @@ def simulate(
             "--only": only,
         }
         _refuse_with_resume([name for name, value in given.items() if value is not None])
+        # the run of a coordinator goes on with its sites, not here
+        refuse_other(resume, RUN)
         inputs, folder = inputs_of(resume), resume
     else:
         inputs = _inputs(study, sites, data, rounds, seed, overrides or [], cache, pooled, only)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfl.cli.enrol import ByHttps, HttpsPort
 from medfl.cli.extras import needing
 from medfl.cli.health import HealthPort, answering_health
 from medfl.cli.logs import LogFormat, logs
@@ -21,15 +22,8 @@ def start(
         Path, typer.Option(envvar="MEDFL_SITE_HOME", help="The site's folder, as `medfl site enrol` made it.")
     ],
     flower: Annotated[bool, typer.Option("--flower", help="Wait for Flower's ClientApp instead of calling.")] = False,
-    fallback: Annotated[
-        Fallback, typer.Option(help="Call by HTTPS where gRPC does not get through, never, or always.")
-    ] = Fallback.AUTO,
-    https_port: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=65535, help="The coordinator's HTTPS port; default: as in the invitation.", show_default=False
-        ),
-    ] = None,
+    fallback: ByHttps = Fallback.AUTO,
+    https_port: HttpsPort = None,
     health: HealthPort = None,
     passphrase_file: PassphraseFile = None,
     log: LogFormat = "text",

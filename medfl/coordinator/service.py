@@ -22,6 +22,7 @@ from medfl.transport.invitation import join_address
 from medfl.transport.limits import RateLimit
 from medfl.transport.peers import Role
 from medfl.transport.post import Post
+from medfl.transport.reception import Reception
 from medfl.transport.remote import Patience, Remote, Terms
 from medfl.update.vector import FloatVector, Layout
 
@@ -46,8 +47,10 @@ class CoordinatorService:
         name = self.home.settings.name
         self.post = Post(name, self.home.spool, observer.presence, witness=self._witness)
         self._federation = FederationServer(self.post, self.register, self.note, evidence=self._evidence)
-        self._enrolment = EnrolmentServer(self.register, self.note, _ENROLMENTS)
-        self._https = HttpsServer(self.post, self.register, self.note)
+        reception = Reception(self.register, self.note, _ENROLMENTS)
+        self._enrolment = EnrolmentServer(reception)
+        open_ = reception if self.home.settings.https_enrol else None
+        self._https = HttpsServer(self.post, self.register, self.note, reception=open_)
         self.port = self.enrol_port = self.https_port = 0
 
     def note(self, kind: str, detail: Mapping[str, Any]) -> None:

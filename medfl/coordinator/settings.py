@@ -26,6 +26,7 @@ from medfl.audit.file import flush_folder, rewrite
 from medfl.coordinator.authority import Authority, Clock, utc_now
 from medfl.coordinator.register import Note, Register
 from medfl.errors import InputError
+from medfl.folders import COORDINATOR, require
 from medfl.keys import Ask, load_tls_key, make_private_folder, new_tls_key, read_private, to_pem
 from medfl.study.load import load_study
 from medfl.study.model import Section, Study
@@ -50,6 +51,9 @@ class CoordinatorSettings(Section):
     enrol_port: int = Field(ENROL_PORT, ge=0, lt=2**16, description="hands out first certificates to invitations")
     https_port: int | None = Field(
         None, ge=0, lt=2**16, description="for enrolled peers behind proxies that block HTTP/2; null is off"
+    )
+    https_enrol: bool = Field(
+        True, description="whether `https_port` answers invitations too; false lets in nobody without a certificate"
     )
     addresses: tuple[str, ...] = Field(
         min_length=1, description="names and IP addresses that sites may use; invitations give the first"
@@ -129,9 +133,7 @@ class CoordinatorHome:
         """The home in this folder; InputError with every fault of its coordinator.yaml, when others can read it, or
         when it is none."""
         path = folder / "coordinator.yaml"
-        if not path.is_file():
-            what = "is not a coordinator's folder: it has no coordinator.yaml"
-            raise InputError.at(folder, what, "make one with `medfl coordinator init`")
+        require(folder, COORDINATOR, "make one with `medfl coordinator init`")
         make_private_folder(folder)
         try:
             raw = parse(read_private(path).decode())

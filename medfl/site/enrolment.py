@@ -11,7 +11,7 @@ Everything can be done again after it broke off at any point.
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from medfl.audit.file import flush_folder, rewrite
 from medfl.audit.log import AuditLog
 from medfl.errors import InputError, RunError
+from medfl.folders import PEER, SITE, refuse_other
 from medfl.keys import (
     Ask,
     is_protected,
@@ -36,7 +37,7 @@ from medfl.keys import (
     to_pem,
 )
 from medfl.privacy.identity import Ed25519Identity
-from medfl.site.home import SiteHome
+from medfl.site.home import FOLDERS, SiteHome
 from medfl.study.load import load_site_file
 from medfl.transport.certificates import (
     Subject,
@@ -48,7 +49,7 @@ from medfl.transport.certificates import (
     subject_of,
 )
 from medfl.transport.invitation import Connection, Invitation, read_json
-from medfl.transport.peers import AdmissionError, Role
+from medfl.transport.peers import AdmissionError, NotCertified, Role
 
 _NEXT = ".next"
 
@@ -96,6 +97,12 @@ class _Files:
             path.with_name(path.name + _NEXT) for path in (self.key, self.certificate)
         )
 
+    def of_an_enrolment(self) -> list[Path]:
+        """What an enrolment makes, up to the answer; what lies in a folder stands before it."""
+        home = self.pki.parent
+        folders = [home / name for name in FOLDERS]
+        return [self.key, self.identity, home / "site.yaml", home / "salt", *folders, home]
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Have the keys to oneself: an agent and a command may both renew."""
@@ -128,8 +135,9 @@ def enrol(
     """Make a home with fresh keys, and have the coordinator certify them; where there are keys they are kept.
 
     site_file: the hospital's file, copied into a home that has none. ask: for the passphrase of the keys; protect: also
-    of new ones. InputError when the invitation expired or is for another site or another federation than the home is;
-    RunError when the coordinator refuses, cannot be reached, or answers with a certificate of something else.
+    of new ones. InputError when the invitation expired or is for another site or another federation than the home is,
+    or the home has another site file; RunError when the coordinator refuses, cannot be reached, or answers with a
+    certificate of something else. What was made is removed again, unless the coordinator may have certified it.
     """
     if invitation.expired(now or datetime.now(UTC)):
         what = f"expired {invitation.expires:%Y-%m-%d %H:%M} UTC"
@@ -137,7 +145,23 @@ def enrol(
     authority = parse_certificate(invitation.ca.encode(), f"invitation of {invitation.name}: ca")
     files = _Files(home)
     _check_home(files, invitation, authority)
-    _make_home(home, files, invitation, site_file)
+    source = _site_file(home, invitation, site_file)
+    with _leaving_nothing(files):
+        _make_home(home, files, source)
+        answer, wanted, key = _asked(files, invitation, connect, ask, protect)
+    with files.turn():
+        rewrite(files.certificate, _checked(answer, key, wanted, authority))
+        rewrite(files.ca, authority.public_bytes(Encoding.PEM))
+        shared = invitation.model_dump(include=set(Connection.model_fields))
+        connection = Connection(**shared, ca_sha256=fingerprint(authority))
+        rewrite(files.connection, connection.model_dump_json(indent=2).encode() + b"\n")
+    return _noted("enrolled", home, load_credentials(home, ask))
+
+
+def _asked(
+    files: _Files, invitation: Invitation, connect: Enter, ask: Ask | None, protect: bool
+) -> tuple[bytes, Subject, EllipticCurvePublicKey]:
+    """What the coordinator answered to an invitation, and what its certificate should be of."""
     with files.turn():
         passphrase = _passphrase(files.key, ask, protect)
         if not files.key.exists():
@@ -148,13 +172,31 @@ def enrol(
         request = signing_request(key, invitation.name)
         client = connect(invitation.enrol_address, invitation.ca.encode())
         answer = client.enrol(invitation.token, request, identity.public.hex(), identity.sign(request))
-        wanted = Subject(invitation.name, invitation.role, identity.public.hex())
-        rewrite(files.certificate, _checked(answer, key.public_key(), wanted, authority))
-        rewrite(files.ca, authority.public_bytes(Encoding.PEM))
-        shared = invitation.model_dump(include=set(Connection.model_fields))
-        connection = Connection(**shared, ca_sha256=fingerprint(authority))
-        rewrite(files.connection, connection.model_dump_json(indent=2).encode() + b"\n")
-    return _noted("enrolled", home, load_credentials(home, ask))
+    return answer, Subject(invitation.name, invitation.role, identity.public.hex()), key.public_key()
+
+
+@contextmanager
+def _leaving_nothing(files: _Files) -> Iterator[None]:
+    """Remove what was made meanwhile when it turns out that no certificate came of it."""
+    made = [path for path in files.of_an_enrolment() if not path.exists()]
+    try:
+        yield
+    except (NotCertified, InputError, OSError):
+        with files.turn() if files.pki.is_dir() else nullcontext():
+            # another process may have come through with the same keys
+            if not files.connection.exists():
+                for path in made:
+                    _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        # a folder that somebody else has put something in stays
+        with suppress(OSError):
+            path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def renew(home: Path, connect: Return, ask: Ask | None = None) -> Credentials:
@@ -208,13 +250,18 @@ def load_credentials(home: Path, ask: Ask | None = None) -> Credentials:
 def read_connection(home: Path) -> Connection:
     """Where a home's coordinator is; InputError when it is not enrolled."""
     path = _Files(home).connection
+    refuse_other(home, SITE, PEER)
     if not path.exists():
-        raise InputError.at(home, "is not enrolled", "medfl site enrol INVITATION --home HOME")
+        raise InputError.at(home, "is not enrolled", f"medfl site enrol INVITATION --home {home}")
     return read_json(Connection, path, read_private(path))
 
 
 def _check_home(files: _Files, invitation: Invitation, authority: x509.Certificate) -> None:
-    """InputError when the home belongs to another federation, or to another peer of it."""
+    """InputError when the home belongs to another federation, to another peer of it, or is no place for one."""
+    home = files.pki.parent
+    refuse_other(home, SITE, PEER)
+    if home.exists():
+        make_private_folder(home)
     if not files.connection.exists():
         return
     found = read_json(Connection, files.connection, read_private(files.connection))
@@ -228,17 +275,29 @@ def _check_home(files: _Files, invitation: Invitation, authority: x509.Certifica
         raise InputError.at(files.connection, what, "make a home of its own: --home")
 
 
-def _make_home(home: Path, files: _Files, invitation: Invitation, site_file: Path | None) -> None:
-    if invitation.role == "site":
-        own = home / "site.yaml"
-        source = own if own.exists() else site_file
-        if source is None:
-            raise InputError.at("--site", "is missing", "give the hospital's YAML file, such as sites/hospital-a.yaml")
-        name = load_site_file(source).name
-        if name != invitation.name:
-            what = f"is of {name}, the invitation is for {invitation.name}"
-            raise InputError.at(source, what, "set `name` in the file, or ask the study lead for another invitation")
-        SiteHome.open(home) if own.exists() else SiteHome.create(home, source)
+def _site_file(home: Path, invitation: Invitation, given: Path | None) -> Path | None:
+    """The hospital's file that counts: the home's own, or the one to copy. None for peers that have no images."""
+    own = home / "site.yaml"
+    if invitation.role != "site":
+        if given is not None:
+            raise InputError.at("--site", f"is for a hospital, the invitation for a {invitation.role}", "leave it out")
+        return None
+    source = own if own.exists() else given
+    if source is None:
+        raise InputError.at("--site", "is missing", "give the hospital's YAML file, such as sites/hospital-a.yaml")
+    if given is not None and load_site_file(given) != load_site_file(source):
+        what = f"says something else than {own}, which counts"
+        raise InputError.at(given, what, f"leave --site out, and edit {own}")
+    name = load_site_file(source).name
+    if name != invitation.name:
+        what = f"is of {name}, the invitation is for {invitation.name}"
+        raise InputError.at(source, what, "set `name` in the file, or ask the study lead for another invitation")
+    return source
+
+
+def _make_home(home: Path, files: _Files, source: Path | None) -> None:
+    if source is not None:
+        SiteHome.open(home) if source == home / "site.yaml" else SiteHome.create(home, source)
     make_private_folder(home)
     make_private_folder(files.pki)
 

@@ -28,12 +28,13 @@ from medfl.audit.file import place, require_private, rewrite, timestamp, utc_now
 from medfl.audit.log import AuditLog
 from medfl.data.base import Case
 from medfl.errors import InputError, RunError, StudyError
+from medfl.folders import SITE, require
 from medfl.site.participation import Participation
 from medfl.study.load import load_site_file
 from medfl.study.model import Site
 from medfl.study.yaml_text import parse
 
-_FOLDERS = ("pki", "studies", "ledgers", "cache", "work")
+FOLDERS = ("pki", "studies", "ledgers", "cache", "work")
 _SALT_BYTES = 32
 _DATA = re.compile(r"^data:.*$", re.MULTILINE)
 _MANIFEST = re.compile(r"""\bmanifest:\s*("[^"\n]*"|'[^'\n]*'|[^,}\n#]*[^,}\n#\s])""")
@@ -53,7 +54,7 @@ class SiteHome:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.pki, self.studies, self.ledgers, self.cache, self.work = (folder / name for name in _FOLDERS)
+        self.pki, self.studies, self.ledgers, self.cache, self.work = (folder / name for name in FOLDERS)
         self.site_file = folder / "site.yaml"
         self.connection = folder / "connection.json"
         self.status = self.work / "status.json"
@@ -66,7 +67,7 @@ class SiteHome:
         home, text = cls(path), _copy(site_file)
         if home.site_file.exists():
             raise InputError.at(path, "is a site's home already", "edit its site.yaml, or give another folder")
-        for folder in (path, *(path / name for name in _FOLDERS)):
+        for folder in (path, *(path / name for name in FOLDERS)):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         place(path / "salt", secrets.token_bytes(_SALT_BYTES))
         place(home.site_file, text.encode())
@@ -77,8 +78,7 @@ class SiteHome:
         """The home in this folder. InputError when it is none or its file is wrong; RunError when other users can open
         it."""
         home = cls(path)
-        if not home.site_file.is_file():
-            raise InputError.at(path, "is not a site's home: it has no site.yaml", "make one with medfl site init")
+        require(path, SITE, f"make one with medfl site enrol INVITATION --home {path}")
         for folder in (home.pki, home.studies, home.ledgers, home.cache, home.work):
             folder.mkdir(mode=0o700, exist_ok=True)
         require_private(path, home.site_file, path / "salt")

@@ -13,11 +13,9 @@ from medfl.site.enrolment import Credentials, load_credentials, renew
 from medfl.site.home import SiteHome
 from medfl.site.key_holder import KeyHolder
 from medfl.transport.calling import Address
-from medfl.transport.grpc.enrolment import connect
 from medfl.transport.https import Fallback
-from medfl.transport.https.client import Renewal
+from medfl.transport.https.enrolment import connector
 from medfl.transport.https.fallback import Ways
-from medfl.transport.invitation import join_address, split_address
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ class SiteService:
         self._ask = ask
         self._credentials = load_credentials(folder, ask)
         self.agent = self._party()
-        offered = https_port or self._credentials.connection.https_address
+        offered = self._credentials.connection.https_target(https_port)
         self._ways = Ways(
             self._address, self._https_address if offered else None, fallback, folder / "work" / "line.json"
         )
@@ -101,8 +99,8 @@ class SiteService:
 
     def _https_address(self) -> Address:
         found = self._credentials
-        host, port = split_address(found.connection.https_address or found.connection.address)
-        return Address(join_address(host, self._https_port or port or 0), found.ca, found.key, found.certificate)
+        target = found.connection.https_target(self._https_port) or found.connection.address
+        return Address(target, found.ca, found.key, found.certificate)
 
     def _keep_certificate(self) -> None:
         """Renew the certificate in good time, and call again with it: a line lasts no longer than its certificate."""
@@ -117,7 +115,5 @@ class SiteService:
                 return
 
     def _renewed(self) -> Credentials:
-        return renew(self._folder, self._connect if self._ways.by_https else connect, self._ask)
-
-    def _connect(self, address: str, ca: bytes, key: bytes, certificate: bytes) -> Renewal:
-        return Renewal(Address(self._https_address().target, ca, key, certificate))
+        way = Fallback.ALWAYS if self._ways.by_https else Fallback.NEVER
+        return renew(self._folder, connector(self._https_address().target, way), self._ask)

@@ -18,6 +18,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What peers may be called: as site files allow."""
 SUFFIX = ".invitation"
 
+_ASK = "give the file NAME.invitation as the study lead handed it over, or ask for a new one"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
 
@@ -39,6 +40,12 @@ class _Document(BaseModel):
             raise ValueError("names no port")
         return address
 
+    def https_target(self, port: int | None = None) -> str | None:
+        """host:port to call by HTTPS. port: where it is not the one that was offered; None when there is none."""
+        host, offered = split_address(self.https_address or self.address)
+        found = port or (offered if self.https_address else None)
+        return None if found is None else join_address(host, found)
+
 
 class Invitation(_Document):
     """One use, for one peer. The token is shown in no text form of this."""
@@ -59,7 +66,16 @@ class Connection(_Document):
 
 def read_invitation(path: Path) -> Invitation:
     """The invitation in a file that only its owner can read; InputError with all faults."""
-    return read_json(Invitation, path, read_private(path))
+    content = read_private(path)
+    try:
+        return Invitation.model_validate_json(content)
+    except ValidationError as error:
+        kinds = {item["type"] for item in error.errors(include_input=False, include_url=False, include_context=False)}
+        if kinds & {"json_invalid", "model_type"}:
+            what = "is not an invitation, or one that was cut off on its way: it is no whole JSON object"
+            raise InputError.at(path, what, _ASK) from None
+        faults = [Fault(fault.where, fault.what, _ASK) for fault in faults_of(error, path)]
+        raise InputError(Fault(str(path), "is not an invitation of this version of medfl", _ASK), *faults) from None
 
 
 def read_json(model: type[M], path: Path, content: bytes) -> M:

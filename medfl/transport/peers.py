@@ -4,13 +4,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-from medfl.errors import MedflError
+from medfl.errors import MedflError, RunError
 
 Role = Literal["site", "key-holder", "auditor"]
 
 
 class AdmissionError(MedflError):
     """A peer that is not let in, and why. What is told to the peer itself is less."""
+
+
+class NotCertified(RunError):
+    """The coordinator said no, or was never asked: it certified nothing. Any other error of an enrolment may mean that
+    only the answer was lost."""
+
+
+class Unreached(NotCertified):
+    """There was no connection to the coordinator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from medfl.transport.limits import RateLimit
 from medfl.transport.mail import Outgoing
 from medfl.transport.post import Request
 from medfl.transport.protocol.medfl_pb2 import Beat, Frame, Open
+from medfl.transport.reception import Reception
 from medfl.update.wire import parts
 
 
@@ -222,7 +223,7 @@ def test_an_answer_for_another_site_is_not_taken(office: Office, callers: list[A
 def test_a_flood_of_enrolments_is_slowed_down_and_disturbs_no_site(
     office: Office, callers: list[Any], tmp_path: Path
 ) -> None:
-    server = EnrolmentServer(office.register, office.note, RateLimit(0.5, 20))
+    server = EnrolmentServer(Reception(office.register, office.note, RateLimit(0.5, 20)))
     port = server.start("127.0.0.1:0", office.key, office.pem)
     site = Hospital("east", office.admit("east"), tmp_path / "east").start()
     callers.append(site)
@@ -249,7 +250,7 @@ def test_inner_faults_are_not_told_to_strangers(office: Office, monkeypatch: pyt
         raise RunError.at("/secret/registry.db", "cannot be used: disk I/O error")
 
     monkeypatch.setattr(office.register, "enrol", broken)
-    server = EnrolmentServer(office.register, office.note, RateLimit(0.5, 20))
+    server = EnrolmentServer(Reception(office.register, office.note, RateLimit(0.5, 20)))
     port = server.start("127.0.0.1:0", office.key, office.pem)
     with pytest.raises(RunError) as caught:
         connect(f"127.0.0.1:{port}", office.authority.pem).enrol("token", b"", "", b"")

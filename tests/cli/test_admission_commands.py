@@ -71,7 +71,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def service(place: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
     found = Service(place / "c")
-    monkeypatch.setattr(command, "_connect", found.connect)
+    monkeypatch.setattr(command, "_connector", lambda *_: found.connect)
     return found
 
 

@@ -4,36 +4,32 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
 from medfl.errors import MedflError, RunError
 from medfl.transport.grpc.channel import ENROLMENT, RENEWAL, SERVER_OPTIONS, open_channel
-from medfl.transport.limits import RateLimit
-from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
+from medfl.transport.peers import AdmissionError, Doorkeeper, NotCertified, Peer, Unreached
 from medfl.transport.protocol.medfl_pb2 import Certificate, EnrolRequest, RenewRequest
+from medfl.transport.reception import BROKEN, LARGEST, REFUSED, TOO_OFTEN, Reception, TooOften
 
 log = logging.getLogger(__name__)
 
 _SECONDS = 20.0
-_REFUSED = "refused: ask the study lead for a new invitation"
-_BROKEN = "cannot be answered at the moment: try again later"
-_LARGEST = 2**14
+_REMEDY = "see that the coordinator runs, that the address is right and that nothing in between blocks it"
 
 
 class EnrolmentServer:
-    """Answers invitations, without a certificate of the caller, and nothing else. Slow on purpose: few failures a
-    minute."""
+    """Answers invitations, without a certificate of the caller, and nothing else."""
 
-    def __init__(self, doorkeeper: Doorkeeper, note: Callable[[str, dict[str, Any]], None], limit: RateLimit) -> None:
-        self._doorkeeper = doorkeeper
-        self._note = note
-        self._limit = limit
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
         self._server: grpc.Server | None = None
 
     def start(self, address: str, key: bytes, certificate: bytes) -> int:
         """Listen on host:port; the port (of its own choice for 0)."""
-        options = [(name, _LARGEST if "message_length" in name else value) for name, value in SERVER_OPTIONS]
+        options = [(name, LARGEST if "message_length" in name else value) for name, value in SERVER_OPTIONS]
         self._server = grpc.server(ThreadPoolExecutor(4, "enrolment"), options=options, maximum_concurrent_rpcs=8)
         handler = grpc.unary_unary_rpc_method_handler(
             self._enrol, EnrolRequest.FromString, Certificate.SerializeToString
@@ -44,17 +40,18 @@ class EnrolmentServer:
         return port
 
     def _enrol(self, request: EnrolRequest, context: grpc.ServicerContext) -> Certificate:
-        if not self._limit.allow(context.peer().rpartition(":")[0]):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many attempts: try again in a minute")
+        host, _, port = unquote(context.peer().partition(":")[2]).rpartition(":")
         try:
-            found = self._doorkeeper.enrol(request.token, request.request, request.identity, request.proof)
-        except AdmissionError as error:
-            self._note("enrolment-refused", {"from": context.peer(), "reason": error.faults[0].what})
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, _REFUSED)
-        except MedflError as error:
-            log.error("an invitation could not be answered: %s", error)
-            context.abort(grpc.StatusCode.UNAVAILABLE, _BROKEN)
-        return Certificate(certificate=found)
+            return self._reception.enrol(request, host.strip("[]"), port)
+        except TooOften:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_OFTEN)
+            raise
+        except AdmissionError:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, REFUSED)
+            raise
+        except MedflError:
+            context.abort(grpc.StatusCode.UNAVAILABLE, BROKEN)
+            raise
 
     def stop(self) -> None:
         if self._server is not None:
@@ -82,7 +79,7 @@ class RenewalHandler:
             raise
         except MedflError as error:
             log.error("a certificate could not be renewed: %s", error)
-            context.abort(grpc.StatusCode.UNAVAILABLE, _BROKEN)
+            context.abort(grpc.StatusCode.UNAVAILABLE, BROKEN)
             raise
 
 
@@ -103,7 +100,8 @@ class EnrolmentClient:
         self._channel = channel
 
     def enrol(self, token: str, request: bytes, identity: str, proof: bytes) -> bytes:
-        """The certificate (PEM). RunError when the coordinator refuses or cannot be reached."""
+        """The certificate (PEM). NotCertified when the coordinator refuses, Unreached when it cannot be reached; any
+        other RunError may mean that the answer was lost."""
         message = EnrolRequest(token=token, request=request, identity=identity, proof=proof)
         return self._call(f"/{ENROLMENT}/Enrol", EnrolRequest.SerializeToString, message)
 
@@ -111,18 +109,30 @@ class EnrolmentClient:
         return self._call(f"/{RENEWAL}/Renew", RenewRequest.SerializeToString, RenewRequest(request=request))
 
     def _call(self, method: str, serialise: Callable[[Any], bytes], message: Any) -> bytes:
-        call = self._channel.unary_unary(method, serialise, Certificate.FromString)
+        call, where = (
+            self._channel.unary_unary(method, serialise, Certificate.FromString),
+            f"coordinator {self._address}",
+        )
         try:
+            self._reach(where)
             found: Certificate = call(message, timeout=_SECONDS)
         except grpc.RpcError as error:
-            remedy = "see that the coordinator runs, that the address is right and that nothing in between blocks it"
-            refused = error.code() == grpc.StatusCode.PERMISSION_DENIED
-            raise RunError.at(
-                f"coordinator {self._address}", str(error.details()), "" if refused else remedy
-            ) from error
+            what = str(error.details())
+            if error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.RESOURCE_EXHAUSTED):
+                raise NotCertified.at(where, what) from error
+            raise RunError.at(where, what, _REMEDY) from error
         finally:
             self._channel.close()
         return found.certificate
+
+    def _reach(self, where: str) -> None:
+        """Ask for what there is not: whoever gets a no has a connection, and what is asked next arrives or is lost."""
+        try:
+            nothing: Any = self._channel.unary_unary(f"/{ENROLMENT}/Reach")
+            nothing(b"", timeout=_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                raise Unreached.at(where, str(error.details()), _REMEDY) from error
 
 
 def connect(address: str, ca: bytes, key: bytes | None = None, certificate: bytes | None = None) -> EnrolmentClient:

@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+NOT_OFFERED = "the coordinator offers no HTTPS, and no port was given"
+
 
 class Fallback(StrEnum):
     """When a site calls by HTTPS and not by gRPC: when that does not work, never, always."""

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
 
-from google.protobuf.message import DecodeError
-
 from medfl.errors import MedflError, RunError
 from medfl.transport.calling import Address, Contact, Welcomed, keep_calling, take_leave, unheard
 from medfl.transport.https.frames import (
@@ -20,7 +18,6 @@ from medfl.transport.https.frames import (
     MAX_BODY,
     PATH,
     POLL,
-    RENEWAL,
     SILENCE,
     TOKEN_HEADER,
     Window,
@@ -31,7 +28,7 @@ from medfl.transport.https.proxy import Proxy
 from medfl.transport.https.tls import client_context
 from medfl.transport.invitation import split_address
 from medfl.transport.mail import Line, Mailbox
-from medfl.transport.protocol.medfl_pb2 import Certificate, Frame, Hello, RenewRequest
+from medfl.transport.protocol.medfl_pb2 import Frame, Hello
 from medfl.transport.texts import plain
 
 log = logging.getLogger(__name__)
@@ -58,10 +55,10 @@ class _Answer:
 class Caller:
     """Requests over one connection after another, each as long as it holds. For one thread; `cut` from any."""
 
-    def __init__(self, address: Address, context: ssl.SSLContext) -> None:
-        host, port = split_address(address.target)
+    def __init__(self, target: str, context: ssl.SSLContext) -> None:
+        host, port = split_address(target)
         if port is None:
-            raise RunError.at(address.target, "names no port", "give --https-port")
+            raise RunError.at(target, "names no port", "give --https-port")
         self._host, self._port = host, port
         self._context = context
         self._connection: HTTPSConnection | None = None
@@ -127,33 +124,6 @@ def _read(response: HTTPResponse) -> _Answer:
     return _Answer(response.status, response.read(), response)
 
 
-class Renewal:
-    """Asks for a new certificate, as `medfl.transport.grpc.enrolment.EnrolmentClient` does."""
-
-    def __init__(self, address: Address) -> None:
-        self._address = address
-
-    def enrol(self, token: str, request: bytes, identity: str, proof: bytes) -> bytes:
-        raise RunError.at(self._address.target, "enrols nobody", "enrol at the coordinator's enrolment port")
-
-    def renew(self, request: bytes) -> bytes:
-        """The certificate (PEM). RunError when the coordinator refuses or cannot be reached."""
-        address = self._address
-        try:
-            caller = Caller(address, client_context(address.key, address.certificate, address.ca))
-        except OSError as error:
-            raise RunError.at(f"coordinator {address.target}", _reason(error)) from error
-        try:
-            answer = caller.post(RENEWAL, RenewRequest(request=request).SerializeToString(), POLL)
-            if answer.status != 200:
-                raise RunError.at(f"coordinator {address.target}", f"answered {answer.status} to a renewal")
-            return Certificate.FromString(answer.body).certificate
-        except (OSError, HTTPException, DecodeError) as error:
-            raise RunError.at(f"coordinator {address.target}", _reason(error)) from error
-        finally:
-            caller.close()
-
-
 @dataclass
 class _Talk:
     """One line. Two callers: one brings frames up, one waits for those that come down."""
@@ -175,7 +145,7 @@ class _Talk:
                 answer = caller.post(path, body, seconds)
                 break
             except (OSError, HTTPException) as error:
-                reason = _reason(error)
+                reason = reason_of(error)
             if self.over.is_set() or time.monotonic() - self.heard > self.silence:
                 raise Lost.at("line", reason)
             log.debug("no answer (%s): again in %.1f s", reason, wait)
@@ -280,7 +250,7 @@ def _take(talk: _Talk, frame: Frame, box: Mailbox, welcomed: Welcomed, stop: thr
 @contextmanager
 def _talking(address: Address, stop: threading.Event, silence: float) -> Iterator[_Talk]:
     context = client_context(address.key, address.certificate, address.ca)
-    talk = _Talk(Caller(address, context), Caller(address, context), silence=silence)
+    talk = _Talk(Caller(address.target, context), Caller(address.target, context), silence=silence)
     threading.Thread(target=_end_on, args=(stop, talk), name="line-stop", daemon=True).start()
     try:
         yield talk
@@ -304,10 +274,11 @@ def _end_on(stop: threading.Event, talk: _Talk) -> None:
 
 
 def _why(error: Exception) -> str | None:
-    return _reason(error) if isinstance(error, MedflError | OSError | HTTPException | ValueError) else None
+    return reason_of(error) if isinstance(error, MedflError | OSError | HTTPException | ValueError) else None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why there is no line, in one sentence."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the coordinator's certificate is not good: {error.verify_message}"
     return plain(str(error) if isinstance(error, MedflError) else f"{type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ from medfl.errors import InputError
 from medfl.transport.calling import Address, Contact, Welcomed, unheard
 from medfl.transport.grpc.channel import open_channel
 from medfl.transport.grpc.client import hold
-from medfl.transport.https import Fallback
+from medfl.transport.https import NOT_OFFERED, Fallback
 from medfl.transport.https.client import hold_https
 from medfl.transport.mail import Line, Mailbox
 from medfl.transport.protocol.medfl_pb2 import Hello, Welcome
@@ -52,8 +52,7 @@ class Ways:
         habits: Habits | None = None,
     ) -> None:
         if fallback is Fallback.ALWAYS and https is None:
-            what = "the coordinator offers no HTTPS, and no port was given"
-            raise InputError.at("--fallback always", what, "give --https-port, or ask the study lead")
+            raise InputError.at("--fallback always", NOT_OFFERED, "give --https-port, or ask the study lead")
         self._grpc = grpc
         self._https = https
         self._fallback = fallback

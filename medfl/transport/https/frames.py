@@ -6,7 +6,8 @@ big-endian).
     POST /v1/line                       Hello -> the line's token (header Medfl-Line), and its first frames: a Welcome
     POST /v1/line/<token>/up?after=N    frames N+1, N+2, ... of the site -> Medfl-Have: how many have arrived so far
     POST /v1/line/<token>/down?after=N  -> frames N+1, ... of the coordinator, as soon as there are any; none after 20 s
-    POST /v1/certificate                RenewRequest -> Certificate; the one request that has nothing to do with a line
+    POST /v1/certificate                RenewRequest -> Certificate
+    POST /v1/enrolment                  EnrolRequest -> Certificate; the one request that needs no certificate
 
 `after` of the way down says at once what arrived: frames up to N are not kept any longer. A request whose answer was
 lost is repeated as it was.
@@ -26,6 +27,7 @@ from medfl.update.wire import Buffer
 
 PATH = "/v1/line"
 RENEWAL = "/v1/certificate"
+ENROLMENT = "/v1/enrolment"
 TOKEN_HEADER = "Medfl-Line"
 HAVE_HEADER = "Medfl-Have"
 BATCH = 2**21

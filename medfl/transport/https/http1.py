@@ -1,4 +1,5 @@
-"""A small HTTP/1.1 server for peers with certificates: strict, bounded in everything, silent about itself.
+"""A small HTTP/1.1 server for peers with certificates: strict, bounded in everything, silent about itself. Where its
+context lets in callers without one, each has one small request, for as short as a handshake may take.
 
 The standard library's server is not made for hostile networks, and servers that are do not tell who called. What this
 one reads is a request line, fields and a body of a stated length: no chunks, no folded lines, no upgrades, no
@@ -15,7 +16,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from http import HTTPStatus
 
@@ -35,7 +36,8 @@ _RDHUP: int = getattr(select, "POLLRDHUP", 0)
 @dataclass(frozen=True)
 class Limits:
     """Counts, bytes and seconds. strangers: connections that have not yet proved who they are; each: of one
-    certificate, above which its oldest is closed; rate: bytes a second that a body must make on top of `body`."""
+    certificate, above which its oldest is closed; rate: bytes a second that a body must make on top of `body`;
+    strange: of a body without a certificate."""
 
     connections: int = 272
     strangers: int = 32
@@ -47,6 +49,10 @@ class Limits:
     begun: float = 10.0
     body: float = 15.0
     rate: float = 2**15
+    strange: int = 2**14
+
+    def of_strangers(self) -> "Limits":
+        return replace(self, largest=self.strange, idle=self.begun, body=self.begun)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class Head:
 
 
 class Connection:
-    """One caller's, with a certificate (PEM) that it proved to hold; fingerprint: its SHA-256 (DER), as hex."""
+    """One caller's, with a certificate (PEM) that it proved to hold; fingerprint: its SHA-256 (DER), as hex. Both are
+    empty for a stranger."""
 
     def __init__(self, secured: ssl.SSLSocket, source: str, limits: Limits) -> None:
         self.source = source
@@ -116,7 +123,10 @@ class Connection:
         self._socket.do_handshake()
         found = self._socket.getpeercert(binary_form=True)
         if found is None:
-            raise ssl.SSLError("no certificate")
+            if self._socket.context.verify_mode is not ssl.CERT_OPTIONAL:
+                raise ssl.SSLError("no certificate")
+            self._limits = self._limits.of_strangers()
+            return
         self.certificate = ssl.DER_cert_to_PEM_cert(found).encode()
         self.fingerprint = sha256(found).hexdigest()
 
@@ -300,6 +310,9 @@ class Listener:
             secured = self._context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
             connection = Connection(secured, source, self._limits)
             connection.prove()
+            if not connection.fingerprint:
+                # it stays one of the strangers, of whom there are few at once
+                self._request(connection)
         except OSError as error:
             log.info("no connection from %s: %s", source, error)
         finally:
@@ -343,7 +356,7 @@ class Listener:
                 connection.send(refusal or Answer(400), last=True)
                 return False
             answer = self._service.answer(connection, head, connection.body(head.length))
-            last = head.last or self._stopping.is_set()
+            last = head.last or self._stopping.is_set() or not connection.fingerprint
             connection.send(answer, last)
             return not last
         finally:

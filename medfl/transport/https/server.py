@@ -12,7 +12,18 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from medfl.errors import MedflError
-from medfl.transport.https.frames import HAVE_HEADER, PATH, POLL, RENEWAL, SILENCE, TOKEN_HEADER, Window, decode, encode
+from medfl.transport.https.frames import (
+    ENROLMENT,
+    HAVE_HEADER,
+    PATH,
+    POLL,
+    RENEWAL,
+    SILENCE,
+    TOKEN_HEADER,
+    Window,
+    decode,
+    encode,
+)
 from medfl.transport.https.http1 import Answer, Connection, Head, Limits, Listener, Service
 from medfl.transport.https.tls import server_context
 from medfl.transport.invitation import split_address
@@ -20,7 +31,8 @@ from medfl.transport.limits import RateLimit
 from medfl.transport.mail import Line, ProtocolError
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
 from medfl.transport.post import Post
-from medfl.transport.protocol.medfl_pb2 import Certificate, Frame, Goodbye, RenewRequest
+from medfl.transport.protocol.medfl_pb2 import Certificate, EnrolRequest, Frame, Goodbye, RenewRequest
+from medfl.transport.reception import Reception, TooOften
 from medfl.update.wire import Buffer
 
 log = logging.getLogger(__name__)
@@ -56,7 +68,7 @@ class _Held:
 class HttpsServer(Service):
     """Brings lines to a `Post`. note: what goes into the audit log, of each peer a few lines a minute. lost: seconds
     after which a line without any connection is dead; silence: one that nothing is heard of; poll: that a request for
-    frames waits."""
+    frames waits; reception: answers invitations, and so lets callers in who have no certificate yet, for that alone."""
 
     def __init__(
         self,
@@ -68,7 +80,9 @@ class HttpsServer(Service):
         lost: float = 8.0,
         silence: float = SILENCE,
         poll: float = POLL,
+        reception: Reception | None = None,
     ) -> None:
+        self._reception = reception
         self._post = post
         self._doorkeeper = doorkeeper
         self._note = note
@@ -84,7 +98,7 @@ class HttpsServer(Service):
         """Listen on host:port for peers with a certificate of the authority `ca` (all PEM, key unencrypted); the port,
         of its own choice for 0. RunError when it is taken."""
         host, _, port = address.rpartition(":")
-        self._listener = Listener(self, server_context(key, certificate, ca), self._limits)
+        self._listener = Listener(self, server_context(key, certificate, ca, self._reception is not None), self._limits)
         found = self._listener.start(split_address(host)[0], int(port))
         threading.Thread(target=self._watch, name="https-lines", daemon=True).start()
         return found
@@ -108,6 +122,8 @@ class HttpsServer(Service):
 
     def refuse(self, connection: Connection, head: Head) -> Answer | None:
         """Nothing is read of those that are not let in, or that ask for anything but what there is."""
+        if not connection.fingerprint:
+            return Answer(404) if (head.method, head.target) != ("POST", ENROLMENT) else None
         try:
             self._doorkeeper.admit(connection.certificate)
         except AdmissionError as error:
@@ -131,6 +147,8 @@ class HttpsServer(Service):
         return None
 
     def answer(self, connection: Connection, head: Head, body: Buffer) -> Answer:
+        if not connection.fingerprint:
+            return self._enrol(connection, body)
         if head.target == PATH:
             return self._open(connection, body)
         if head.target == RENEWAL:
@@ -189,6 +207,23 @@ class HttpsServer(Service):
             self._forget(old, "called anew")
         threading.Thread(target=held.frames, name=f"https-{peer.name}", daemon=True).start()
         return Answer(200, encode(held.window.batch(0, self._poll)), {TOKEN_HEADER: token})
+
+    def _enrol(self, connection: Connection, body: Buffer) -> Answer:
+        host, _, port = connection.source.rpartition(":")
+        try:
+            request = EnrolRequest.FromString(bytes(body))
+            if self._reception is None or not request.token:
+                return Answer(400)
+            return Answer(200, self._reception.enrol(request, host, port).SerializeToString())
+        except DecodeError:
+            return Answer(400)
+        except TooOften:
+            return Answer(429)
+        except AdmissionError:
+            return Answer(403)
+        except MedflError:
+            # the reception has said why
+            return Answer(503)
 
     def _renew(self, connection: Connection, body: Buffer) -> Answer:
         try:
