@@ -117,6 +117,7 @@ def status(home: Home, json: Json = False) -> None:
     Example: medfl site status --home /srv/medfl
     """
     from medfl.site.home import SiteHome
+    from medfl.site.storage import Use
 
     opened = SiteHome.open(home)
     found = _status(opened)
@@ -132,6 +133,7 @@ def status(home: Home, json: Json = False) -> None:
     _say("agent: never ran" if agent is None else _agent(agent))
     for state, number in Counter(row["state"] for row in found["studies"]).items():
         _say(f"studies {state}: {number}")
+    _say(f"storage: {Use(**found['storage'])} in {opened.work}")
     _print_left_out(found["left_out"])
 
 
@@ -294,6 +296,7 @@ def _status(home: "SiteHome") -> dict[str, Any]:
 
     from medfl.site.left_out import read as read_left_out
     from medfl.site.status import certificate_of, read_status
+    from medfl.site.storage import use_of
 
     pause, subject = home.paused, certificate_of(home)
     return {
@@ -303,6 +306,7 @@ def _status(home: "SiteHome") -> dict[str, Any]:
         "paused": None if pause is None else asdict(pause),
         "agent": read_status(home),
         "studies": _studies(home),
+        "storage": asdict(use_of(home.work, home.site.storage)),
         "left_out": read_left_out(home.work),
     }
 

@@ -17,9 +17,11 @@ from medfl.site.answering import LOOK, Abandoned, Answering
 from medfl.site.home import SiteHome, patient_of
 from medfl.site.memory import DiskMemory
 from medfl.site.roster import check_roster
+from medfl.site.storage import prune
 from medfl.site.studies import Standing, Studies
 from medfl.study.digest import study_hash
 from medfl.study.load import refuse_conflicts, study_from_json
+from medfl.study.model import Storage
 from medfl.study.sources import RunInputs, own_cases
 from medfl.transport.memory import SiteMemory
 from medfl.transport.messages import encode_reply
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TELL = 0.5
+_PRUNE = 3600.0
 
 
 def make_host(inputs: RunInputs, cases: Sequence[Case], memory: SiteMemory, identity: Identity) -> "SiteHost":
@@ -56,11 +59,37 @@ class Agent(Answering):
         self._studies = Studies(home)
         self._memory = DiskMemory(home.work / "runs")
         self._work = _Work()
+        self._storage = home.site.storage
+        self._pruned = time.monotonic()
 
     def about(self) -> dict[str, Any]:
         return {"run": self._work.run, "round": self._work.round}
 
+    def storage(self) -> Storage:
+        try:
+            self._storage = self.home.site.storage
+        except InputError as error:
+            # while it is edited what it said before counts
+            log.error("%s", error)
+        return self._storage
+
+    def over(self) -> None:
+        try:
+            self._memory.ended()
+        except OSError as error:
+            log.error("that the run is over cannot be noted, and it is kept for longer: %s", error)
+
+    def work(self) -> None:
+        self._prune()
+        super().work()
+
+    def _prune(self, spare: str = "") -> None:
+        self._pruned = time.monotonic()
+        prune(self.home.work / "runs", self.storage(), self.audit, spare)
+
     def look_around(self) -> None:
+        if time.monotonic() - self._pruned >= _PRUNE:
+            self._prune(self._work.run)
         pause = self.home.paused
         if pause is not None and self.state[0] == "ready":
             self.say("paused", pause.note)
@@ -158,6 +187,7 @@ class Agent(Answering):
         work.serving = serving
 
     def _begin(self, serving: Serving, header: dict[str, Any]) -> list[Buffer]:
+        self._prune(str(header["run"]))
         check_roster(self.home.pki / "roster.json", self.name, header.get("roster", {}))
         answer = serving.answer("begin", dict(header), [])
         work = self._work

@@ -16,6 +16,8 @@ from medfl.audit.log import AuditLog
 from medfl.errors import MedflError, RunError
 from medfl.site.home import now as timestamp
 from medfl.site.home import write_json
+from medfl.site.storage import require_room, use_of
+from medfl.study.model import Storage
 from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
 from medfl.transport.protocol.medfl_pb2 import Beat, Hello, Welcome
 from medfl.transport.serving import error_json
@@ -29,6 +31,7 @@ LOOK = 0.5
 """Seconds between two looks at what the steward decided."""
 _COORDINATOR = "coordinator"
 _PILED = 256
+_MAKE_ROOM = "its steward makes room on its disk, or raises storage.quota_gib in its file"
 
 
 class Abandoned(RunError):
@@ -45,10 +48,12 @@ class Answering(ABC):
         self.audit = audit
         self.coordinator = ""
         self.progress = (0, 0)
+        self._work_folder = work
         self._status = work / "status.json"
         self._requests: queue.Queue[tuple[str, memoryview]] = queue.Queue()
         self._seen: dict[str, None] = {}
         self._unwanted: set[str] = set()
+        self._turned_away: set[str] = set()
         self.state: tuple[str, str] = ("away", "")
         self._line: Line | None = None
         self._trouble = ""
@@ -60,6 +65,7 @@ class Answering(ABC):
             beat=self._beat,
             forgotten=self._forgotten,
             unstored=self._unstored,
+            room=self._room,
         )
 
     @abstractmethod
@@ -69,6 +75,13 @@ class Answering(ABC):
     def about(self) -> dict[str, Any]:
         """What `status.json` says besides the state."""
         return {}
+
+    def storage(self) -> Storage:
+        """What may be kept in the party's folder."""
+        return Storage()
+
+    def over(self) -> None:  # noqa: B027 (most have nothing to mark)
+        """The coordinator said that the run is over."""
 
     def look_around(self) -> None:  # noqa: B027 (most have nothing to look at)
         """Called now and then while there is nothing to do."""
@@ -99,6 +112,9 @@ class Answering(ABC):
             raise RunError.at("coordinator", f"announced a message of {size} bytes, {LARGEST} are the limit")
         return "have" if id_ in self._seen else "take"
 
+    def _room(self, id_: str, size: int) -> None:
+        require_room(use_of(self._work_folder, self.storage()), self.box.missing(id_, size))
+
     def _arrived(self, id_: str, message: memoryview, came: int) -> None:
         if self._requests.qsize() >= _PILED:
             raise RunError.at("coordinator", f"asks faster than the site answers: {_PILED} requests wait")
@@ -110,6 +126,7 @@ class Answering(ABC):
 
     def _delivered(self, id_: str) -> None:
         """The answer is there. Asked again, by a coordinator that lost it, the site answers again."""
+        self._turned_away.discard(id_)
         self._seen.pop(id_, None)
         self.box.clear(keep=self._seen.__contains__)
 
@@ -119,9 +136,11 @@ class Answering(ABC):
             self._seen.pop(id_, None)
 
     def _unstored(self, id_: str, error: OSError) -> None:
+        self._turned_away.add(id_)
+        if len(self._turned_away) > _PILED:
+            raise RunError.at("coordinator", f"asks and does not listen: {_PILED} answers wait for it")
         log.error("a request cannot be stored: %s", error)
-        what = f"could not store the request: {error.strerror}"
-        answer = parts(error_json(RunError.at(f"site {self.name}", what, "make room on its disk")))
+        answer = parts(error_json(self._full(error)))
         self.box.send(Outgoing(id_, answer))
 
     def _beat(self) -> Beat:
@@ -188,9 +207,21 @@ class Answering(ABC):
         else:
             self._trouble = ""
 
+    def _require_room(self) -> None:
+        """RunError when what is kept is too much already: nothing is done that might add to it."""
+        try:
+            require_room(use_of(self._work_folder, self.storage()), 0)
+        except OSError as error:
+            raise self._full(error) from error
+
+    def _full(self, error: OSError) -> RunError:
+        what = f"could not store the request: {error.strerror}"
+        return RunError(*RunError.at(f"site {self.name}", what, _MAKE_ROOM).faults)
+
     def _answer(self, id_: str, message: memoryview) -> None:
         try:
             header, buffers = unpack(message)
+            self._require_room()
             answer = self.do(id_, str(header.pop("do", "")), header, buffers)
         except Abandoned as error:
             log.info("%s", error)

@@ -3,6 +3,8 @@
     <folder>/<run>/round-<number>     order key, reply, private arrays and their SHA-256, in the format of the wire
     <folder>/<run>/opened.json        {round: survivors} of the sums that the site helped to open
     <folder>/<run>/training           the last whole local epoch of a training that runs
+    <folder>/<run>/ended              there when the coordinator said that the run is over
+    <folder>/<run>/pruned.json        there when the rest made way for other runs: `medfl.site.storage`
 
 The answers of the two last rounds are kept: an older one is never asked for again.
 """
@@ -19,6 +21,7 @@ from typing import Any
 from medfl.errors import RunError
 from medfl.learning.checkpoint import EpochStore, FileEpochStore
 from medfl.learning.messages import TrainReply
+from medfl.site.storage import ENDED, PRUNED
 from medfl.transport.base import Arrays
 from medfl.transport.memory import SiteMemory
 from medfl.transport.messages import decode_reply, encode_reply
@@ -27,6 +30,7 @@ from medfl.update.wire import Buffer, pack_arrays, parts, size, unpack, unpack_a
 log = logging.getLogger(__name__)
 
 _KEPT = 2
+_MOST = 1000
 _RUN = re.compile(r"[A-Za-z0-9]{1,64}")
 _ROUND = re.compile(r"round-(?P<number>[0-9]{6,})")
 _DIGEST = 32
@@ -44,9 +48,22 @@ class DiskMemory(SiteMemory):
     def begin(self, run: str) -> None:
         if not _RUN.fullmatch(run):
             raise RunError.at("run", f"{run[:40]!r} cannot be the name of a folder", "ask the study lead")
-        self._folder = self._root / run
+        folder = self._root / run
+        if (folder / PRUNED).exists():
+            what = "was pruned: what this site kept of it is gone"
+            raise RunError.at(f"run {run}", what, "start another run; storage.keep_days of the site's file says when")
+        if not folder.exists() and self._root.is_dir() and sum(1 for _ in self._root.iterdir()) >= _MOST:
+            what = f"holds {_MOST} runs already, and a coordinator begins one more"
+            raise RunError.at(self._root, what, "its steward removes the folders that hold pruned.json")
+        self._folder = folder
+        (folder / ENDED).unlink(missing_ok=True)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._checkpoints = FileEpochStore(self._folder / "training", run, self._epoch_seconds)
+
+    def ended(self) -> None:
+        """The coordinator said that the run is over; it may go on all the same."""
+        if self._folder != self._root:
+            (self._folder / ENDED).touch(mode=0o600)
 
     @property
     def checkpoints(self) -> EpochStore | None:

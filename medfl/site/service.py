@@ -43,6 +43,7 @@ class SiteService:
             self._address, self._https_address if offered else None, fallback, folder / "work" / "line.json"
         )
         self._error: MedflError | None = None
+        self._stopped = False
 
     def _party(self) -> Answering:
         found = self._credentials
@@ -53,6 +54,7 @@ class SiteService:
         raise InputError.at(self._folder, f"is the home of an {found.role}, who takes no part", "enrol a site")
 
     def stop(self) -> None:
+        self._stopped = True
         self.agent.stop.set()
 
     def run(self) -> None:
@@ -65,7 +67,8 @@ class SiteService:
         try:
             agent.work()
         finally:
-            agent.stop.set()
+            if not agent.stop.is_set():
+                self.stop()
             line.join(5)
             agent.say("stopped")
             agent.audit.append("stopped", {"session": agent.session})
@@ -76,6 +79,8 @@ class SiteService:
         agent = self.agent
         try:
             self._hold_line()
+            if not self._stopped:
+                agent.over()
         except MedflError as error:
             self._error = error
         except Exception as error:

@@ -260,6 +260,16 @@ class SharedImages(Section):
     )
 
 
+class Storage(Section):
+    """What a site's agent may keep in HOME/work, and for how long."""
+
+    quota_gib: float = Field(20, gt=0, description="GiB that HOME/work may take; above it nothing more is received")
+    keep_days: float = Field(
+        90, gt=0, description="days that answers and private arrays of a run are kept after they were written last"
+    )
+    keep_ended_days: float = Field(7, ge=0, description="the same, of a run that its coordinator said is over")
+
+
 class Site(Section):
     """One hospital's file, `sites/<name>.yaml`."""
 
@@ -280,4 +290,5 @@ class Site(Section):
     )
     synthetic: SiteShift = SiteShift()
     policy: Policy = Policy()
+    storage: Storage = Storage()
     fault: SimulatedFault | None = None

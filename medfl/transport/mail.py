@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from medfl.transport.limits import RateLimit
-from medfl.transport.parcels import CHUNK, INLINE, Incoming
+from medfl.transport.parcels import CHUNK, INLINE, Incoming, to_come
 from medfl.transport.parcels import Outgoing as Outgoing
 from medfl.transport.parcels import ProtocolError as ProtocolError
 from medfl.transport.protocol.medfl_pb2 import Beat, Chunk, Done, Forget, Frame, Goodbye, Have, Open
@@ -49,10 +49,10 @@ Wanted = Literal["take", "have", "no"]
 class Mailbox:
     """One end's messages to and from one peer. Thread-safe.
 
-    wanted(id, size): asked for every announced message. arrived(id, message, bytes that came over the line): called
-    once for each whole message, before the other end is told that it arrived. delivered(id): the other end has it.
-    forgotten(id): the other end does not want it. unstored(id, error): a message was given up because it cannot be
-    stored; what it raises ends the line.
+    wanted(id, size): asked for every announced message. room(id, size): asked for those that go into the spool; OSError
+    when there is none. arrived(id, message, bytes that came over the line): called once for each whole message, before
+    the other end is told. delivered(id): the other end has it. forgotten(id): it does not want it. unstored(id, error):
+    a message was given up because it cannot be stored; what it raises ends the line.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Mailbox:
         beat: Callable[[], Beat] = Beat,
         forgotten: Callable[[str], None] = lambda id_: None,
         unstored: Callable[[str, OSError], None] = lambda id_, error: None,
+        room: Callable[[str, int], None] = lambda id_, size: None,
     ) -> None:
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spool = spool
@@ -72,6 +73,7 @@ class Mailbox:
         self._delivered = delivered
         self._forgotten = forgotten
         self._unstored = unstored
+        self._room = room
         self.beat = beat
         self._outgoing: dict[str, Outgoing] = {}
         # bytes of unfinished messages, whatever line they came by
@@ -114,6 +116,11 @@ class Mailbox:
         """Whether everything was delivered."""
         with self._changed:
             return not self._outgoing
+
+    def missing(self, id_: str, size: int) -> int:
+        """Bytes that are to come of an announced message, and of the others on their way in."""
+        with self._changed:
+            return to_come(self._spool, id_, size, [] if self._line is None else self._line._incoming.values())
 
     def clear(self, keep: Callable[[str], bool] = lambda id_: False) -> None:
         """Remove what lies in the spool, but for the messages to keep and those on their way in."""
@@ -317,6 +324,7 @@ class Line:
         if len(self._incoming) >= _PARALLEL:
             raise ProtocolError.at("line", f"sends more than {_PARALLEL} large messages at once")
         try:
+            self._box._room(opened.id, opened.size)
             incoming = Incoming(self._box._spool, opened)
         except OSError as error:
             self._give_up(opened.id, error)

@@ -5,7 +5,7 @@ import os
 import threading
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
@@ -87,6 +87,12 @@ def unload(message: memoryview | None) -> None:
     mapped = None if message is None else message.obj
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def to_come(spool: Path, id_: str, size: int, others: "Iterable[Incoming]") -> int:
+    """Bytes that a spool still waits for: of an announced message, and of others on their way in."""
+    there = sum(path.stat().st_size for path in spool.glob(f"{id_}.*"))
+    return max(0, size - there) + sum(other.size - other.have for other in others)
 
 
 class Incoming:

@@ -78,6 +78,8 @@ def test_status_before_and_after_the_agent_ran(home: SiteHome):
     assert "agent: training, last heard of 2026-01-01T00:00:00Z, coordinator host:1, run r, round 4" in call("status")
     found = asked("status")
     assert found["agent"] == {**told, "detail": None} and found["studies"][0]["state"] == "held"
+    assert 0 < found["storage"]["bytes"] < found["storage"]["limit"] == 20 * 2**30
+    assert "storage: 0.00 of 20 GiB" in call("status")
     home.status.write_text("[]")
     assert isinstance(fails("status"), RunError)
 

@@ -1,11 +1,14 @@
 """What a site's agent does when something about its data, its home or its life changes between two requests."""
 
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from medfl.audit.log import read_log
 from medfl.data.base import Case
 from medfl.errors import InputError
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
@@ -204,3 +207,32 @@ def test_a_run_that_begins_again_with_the_same_patients_is_written_down_once(war
     ward.train(1)
     assert [part.rounds for part in ward.home.participation.rounds_of("d")] == [()]
     assert [part.rounds for part in ward.home.participation.rounds_of("a")] == [(1,)]
+
+
+def test_what_is_old_is_pruned_when_a_run_begins_and_the_run_itself_is_spared(ward: Ward) -> None:
+    runs, then = ward.home.work / "runs", time.time() - 100 * 24 * 3600
+    for run in ("old", "run1"):
+        (runs / run).mkdir(parents=True)
+        (runs / run / "round-000001").write_bytes(b"an answer")
+        os.utime(runs / run / "round-000001", (then, then))
+    ward.join()
+    ward.begin("run1")
+    assert not (runs / "old" / "round-000001").exists() and (runs / "run1" / "round-000001").exists()
+    (told,) = [record.body for record in read_log(ward.home.audit.path)[1] if record.kind == "pruned"]
+    assert told["run"] == "old" and "pruned" in why(ward.begin("old"))
+
+
+def test_what_the_file_says_of_storage_counts_at_once_and_while_it_is_edited_what_it_said(ward: Ward) -> None:
+    text = ward.home.site_file.read_text()
+    ward.home.site_file.write_text(f"{text}storage: {{quota_gib: 3}}\n")
+    assert ward.agent.storage().quota_gib == 3
+    ward.home.site_file.write_text(f"{text}storage: {{quota_gib: -")
+    assert ward.agent.storage().quota_gib == 3
+
+
+def test_an_order_that_has_no_room_is_not_trained(ward: Ward) -> None:
+    ward.join()
+    ward.begin()
+    with ward.home.site_file.open("a") as file:
+        file.write("storage: {quota_gib: 1e-9}\n")
+    assert "storage.quota_gib" in why(ward.train(1)) and Host.used == []

@@ -90,3 +90,14 @@ def test_whatever_a_message_sets_off_the_line_is_made_anew(monkeypatch: pytest.M
         monkeypatch.setattr(calling, "Frame", lambda hello: hello)
         hold(lambda: None, hello, None, None, stop, lambda state, why, told=told: told.append(why))  # type: ignore
         assert told == ["KeyError", "KeyError"]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_only_a_coordinator_that_said_so_ends_a_run(stopped: bool) -> None:
+    """A site that its steward stops goes on with the run later: what is kept of it is kept for long."""
+    told: list[str] = []
+    found = bare(_stopped=False)
+    found.agent.over = lambda: told.append("over")
+    found._ways = SimpleNamespace(hold=lambda *_: found.stop() if stopped else None)
+    found._hold()
+    assert told == ([] if stopped else ["over"]) and found.agent.stop.is_set()
