@@ -99,8 +99,9 @@ def verdict_json(mine: Contribution, private: bool = False) -> dict[str, Any]:
 
 
 def regulator_counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Verdicts of a run: {"outcomes": {outcome: n}, "reasons": {rule: n}, "sites": {site: {outcome: n}}}."""
-    counts: dict[str, Any] = {"outcomes": {}, "reasons": {}, "sites": {}}
+    """Verdicts of a run: {"outcomes": {outcome: n}, "reasons": {rule: n}, "sites": {site: {outcome: n}}, "late": {site:
+    n}}. Who was late counts among the failed, too."""
+    counts: dict[str, Any] = {"outcomes": {}, "reasons": {}, "sites": {}, "late": {}}
     for record in records:
         for site, verdict in record["verdicts"].items():
             _count(counts["outcomes"], verdict["outcome"])
@@ -110,6 +111,8 @@ def regulator_counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for site in record["failed"]:
             _count(counts["outcomes"], "failed")
             _count(counts["sites"].setdefault(site, {}), "failed")
+        for site in record["late"]:
+            _count(counts["late"], site)
     return counts
 
 

@@ -64,14 +64,14 @@ def counts(table: Mapping[str, Sequence[Status]]) -> dict[str, dict[str, int]]:
 
 
 def events(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
-    """Every refusal, down-weighting and failure, in order."""
+    """Every refusal, down-weighting, failure and missed deadline, in order."""
     for record in rounds:
         for site in record["participants"]:
             found = status(record, site)
             verdict = record["verdicts"].get(site) or {}
-            if found is FAILED:
+            if found in (FAILED, LATE):
                 yield Event(record["round"], site, found, "", record["failed"][site])
-            elif found in (LOWERED, REFUSED, LATE):
+            elif found in (LOWERED, REFUSED):
                 factor = f"weight × {verdict['factor']:.3g}: " if found is LOWERED else ""
                 yield Event(record["round"], site, found, verdict.get("rule", ""), factor + verdict.get("reason", ""))
 

@@ -253,6 +253,8 @@ class Post:
             desk = self._desks[site]
             ticket = desk.open.get(id_) or desk.greetings.get(id_)
             if ticket is None:
+                # how often it can be so, a line's strikes bound
+                log.info("site %s: its answer %s is not awaited any more, and is not taken", site, id_)
                 return "no"
             if ticket.settled:
                 return "have"

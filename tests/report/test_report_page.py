@@ -266,6 +266,8 @@ def test_statuses_differ_in_a_greyscale_print():
 def test_a_late_site_is_late_and_not_failed():
     record = {"participants": ["a", "b", "c"], "late": ["a"], "failed": {"a": "too late", "b": "lost"}, "verdicts": {}}
     assert [status(record, site).name for site in "abcd"] == ["late", "failed", "kept back", "not in the cohort"]
+    told = [(event.site, event.status.name, event.reason) for event in participation.events([{"round": 1, **record}])]
+    assert told == [("a", "late", "too late"), ("b", "failed", "lost")]
 
 
 def test_a_run_over_a_network_says_that_its_images_are_at_the_sites(make_run, tmp_path):

@@ -112,14 +112,19 @@ def test_what_a_site_answers_wrongly_is_its_failure(federation: Federation) -> N
     assert federation.odd.called == 1
 
 
-def test_a_site_that_does_not_answer_is_late_and_its_late_answer_is_not_taken(federation: Federation) -> None:
+def test_a_site_that_does_not_answer_is_late_and_its_late_answer_is_not_taken(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     federation.patience(deadline=0.5)
     release = threading.Event()
     federation.odd.answer = usual(
         federation.odd, lambda header: release.wait(10) and reply("north", header["round"], b"late")
     )
-    assert federation.failure(1).late
+    found = federation.failure(1)
+    assert found.late and "site north" in found.reason and "before the round's deadline" in found.reason
     release.set()
+    until(lambda: "is not awaited any more, and is not taken" in caplog.text)
     federation.odd.answer = federation.odd.usual
     until(lambda: isinstance(federation.round(2)["north"].answer, TrainReply), 5.0)
 
