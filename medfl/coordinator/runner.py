@@ -39,6 +39,7 @@ from medfl.study.build import (
     build_noise_plan,
     build_summation,
     build_task,
+    sums_later,
 )
 from medfl.study.sources import Assignment, RunInputs, assign_cases
 from medfl.study.statement import plain_statement
@@ -82,6 +83,13 @@ class Runner:
         infos = tuple(sorted(transport.open(), key=lambda info: info.name))
         self._opened = Opened(infos, assignment.unseen)
         self._check_stop()
+        holder = getattr(self.study.update.channel, "key_holder", None)
+        if sums_later(self.study) and holder in self._opened.training:
+            raise StudyError.at(
+                "update.channel.key_holder",
+                f"is {holder}, which trains and cannot answer meanwhile, so that sums without rounds would stay closed",
+                "leave it out (a site that waits for the sum holds the key), or name a party that does not train",
+            )
         if not self._opened.training:
             raise StudyError.at("study", "no site has training images", "check the data with `medfl data stats`")
 

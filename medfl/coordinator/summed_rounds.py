@@ -15,7 +15,7 @@ from medfl.federation.asynchronous.summed import SummedFederation
 from medfl.federation.outcome import RoundOutcome
 from medfl.federation.summing import RoundSum
 from medfl.learning.messages import SiteFailure
-from medfl.privacy.channels.base import HAND_OVER, MINIMUM_SITES, IntVector, Message
+from medfl.privacy.channels.base import HAND_OVER, MINIMUM_SITES, IntVector, Message, part_digest
 from medfl.update.base import Payload
 
 
@@ -46,11 +46,11 @@ class SummedRounds(AsyncRounds):
                 total, factor = self._opened(step, course)
         except RunError as error:
             self._void(outcome, error)
+            self.steps.settle(step, opened=False)
             self._arrived = step.arrived
-            self.steps.forget()
             return self.steps.step(outcome, None)
+        self.steps.settle(step, opened=True)
         self._arrived = step.arrived
-        self.steps.forget()
         denominator = 1 / factor
         about = {
             "outcome": outcome.to_json(),
@@ -68,14 +68,15 @@ class SummedRounds(AsyncRounds):
         """The sum of what the waiting sites hand over, and what it is to be multiplied by. RunError when it stays
         closed."""
         plan, orders = step.plan, self.steps.orders()
-        if len(orders) < MINIMUM_SITES:
+        least = max(MINIMUM_SITES, self.federation.parts.quorum)
+        if len(orders) < least:
             who = ", ".join(orders) or "no site"
-            what = f"{who} waits for a sum, {MINIMUM_SITES} are needed, and nobody is left to wait for"
+            what = f"{who} waits for a sum, {least} are needed, and nobody is left to wait for"
             raise RunError.at(f"step {plan.round}", what)
         weights, factor = self.steps.weights(step)
         how, attempt = self.steps.how, self.journal.plans(plan.round)
-        size, part = self.federation.model.size, {"weights": weights}
-        context = how.context(self.run, plan.round, attempt, tuple(orders), size, plan.values, part)
+        size, told = self.federation.model.size, part_digest({"weights": weights})
+        context = how.context(self.run, plan.round, attempt, tuple(orders), size, plan.values, told)
         sum_ = how.open(context, self.roster, plan.values)
         there = sum_.prepare(lambda stage, messages: self._exchange(stage, messages, course))
         asked = {site: Message({"round": plan.round, "order": orders[site], "weights": weights}) for site in there}
@@ -85,6 +86,8 @@ class SummedRounds(AsyncRounds):
             if reason:
                 mine = self.steps.missing(step, SiteFailure(site, orders[site], reason))
                 self.observer.answered(site, mine)
+        if short := self.federation.short(len(sum_.weights)):
+            raise RunError.at(f"step {plan.round}", short)
         return sum_.total(lambda stage, messages: self._exchange(stage, messages, course), None), factor
 
     def _added(self, sum_: RoundSum, site: str, answer: Message | None, step: OpenStep) -> str:

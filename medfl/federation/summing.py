@@ -8,7 +8,6 @@ encrypted.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from medfl.privacy.channels.base import (
     IntVector,
     Roster,
     RoundContext,
-    part_digest,
 )
 from medfl.privacy.codec import GridCodec, weighted
 from medfl.privacy.grid import BIT, BOUND, CAP, CLIP, SUM_LIMIT, Grid, weight_of
@@ -31,9 +29,6 @@ from medfl.privacy.mechanisms.adaptive_clip import AdaptiveClip
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector
-
-_ALL: Mapping[str, Any] = MappingProxyType({})
-"""The part of an order that names no coordinates."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,11 @@ class Summation:
         noise = self.noise.update_noise * math.sqrt(sites / self.noise.shares)
         return Grid.for_gradients(self.clip, noise) if self.gradients else Grid.fit(self.clip, sites, noise)
 
+    def later(self, sites: int) -> dict[str, float]:
+        """What orders must say whose updates are summed when `sites` of them wait: the same in the whole run."""
+        grid = self.grid(sites)
+        return {CLIP: grid.clip, BOUND: float(grid.bound), CAP: 0.0, BIT: 0.0}
+
     def values(self, cases: Mapping[str, int], clip: float) -> dict[str, float]:
         """What orders must say: clip, grid, the cases that weigh 1 (0: every site does), and the clip bit's size."""
         cap = max(cases.values()) if self.noise is None else self.noise.cap
@@ -81,13 +81,14 @@ class Summation:
         cohort: tuple[str, ...],
         parameters: int,
         values: Mapping[str, float],
-        part: Mapping[str, Any] = _ALL,
+        told: str,
     ) -> RoundContext:
+        """told: `part_digest` of what the sites of the sum were told."""
         minimum = MINIMUM_SITES
         if self.gradients and self.noise is not None:
             minimum = max(minimum, self.noise.shares)
         size = parameters + (1 if values[BIT] else 0)
-        return RoundContext(run, round_, attempt, cohort, size, SUM_LIMIT, minimum, part_digest(part))
+        return RoundContext(run, round_, attempt, cohort, size, SUM_LIMIT, minimum, told)
 
     def combined(
         self,

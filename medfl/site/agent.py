@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medfl.data.base import Case
 from medfl.errors import InputError, RunError
 from medfl.learning.messages import SiteFailure, SiteInfo
-from medfl.privacy.channels.base import Identity
+from medfl.privacy.channels.base import HAND_OVER, Identity
 from medfl.site import left_out
 from medfl.site.answering import LOOK, Abandoned, Answering
 from medfl.site.home import SiteHome, patient_of
@@ -113,7 +113,13 @@ class Agent(Answering):
         if kind not in ("evaluate", "exchange"):
             raise RunError.at(f"site {self.name}", f"was asked to {kind[:40]!r}, which no coordinator may")
         self._studies_allow()
+        handed = kind == "exchange" and header.get("stage") == HAND_OVER
+        if handed:
+            self._may_hand_over(header)
         answer = work.serving.answer(kind, header, buffers)
+        if handed and answer is not None and len(answer) > 1:
+            told = header["message"]
+            self.audit.append("handed-over", {"run": work.run, "round": told["round"], "order": told["order"]})
         if kind == "evaluate":
             self.audit.append("evaluated", {"study": work.hash, "run": work.run, "split": str(header["split"])})
         return answer or parts({"answer": "silent"})
@@ -197,6 +203,15 @@ class Agent(Answering):
         self.home.participation.begin(work.run, work.hash, work.patients)
         self.say("ready")
         return answer or parts({"answer": "silent"})
+
+    def _may_hand_over(self, header: Mapping[str, Any]) -> None:
+        """The steward's word counts until the last moment, also while an update waits for its sum."""
+        pause, order = self.home.paused, dict(header["message"]).get("order")
+        if pause is not None:
+            raise RunError.at(f"site {self.name}", f"is paused by its steward: {pause.note}")
+        if type(order) is not int or not self.home.participation.stands(self._work.run, order):
+            what = "was not trained, or a patient who took part in it was withdrawn since"
+            raise RunError.at(f"site {self.name}, order {order}", what, "ask the site to train again")
 
     def _studies_allow(self) -> None:
         standing = self._studies.standing(self._work.hash)

@@ -2,6 +2,7 @@
 
     <folder>/<run>/round-<number>     order key, reply, private arrays and their SHA-256, in the format of the wire
     <folder>/<run>/opened.json        {round: survivors} of the sums that the site helped to open
+    <folder>/<run>/handed-over.json   {order: [round, what its sites were told]} of the updates that were summed later
     <folder>/<run>/training           the last whole local epoch of a training that runs
     <folder>/<run>/ended              there when the coordinator said that the run is over
     <folder>/<run>/pruned.json        there when the rest made way for other runs: `medfl.site.storage`
@@ -23,7 +24,7 @@ from medfl.learning.checkpoint import EpochStore, FileEpochStore
 from medfl.learning.messages import TrainReply
 from medfl.site.storage import ENDED, PRUNED
 from medfl.transport.base import Arrays
-from medfl.transport.memory import SiteMemory
+from medfl.transport.memory import SiteMemory, require_one_sum
 from medfl.transport.messages import decode_reply, encode_reply
 from medfl.update.wire import Buffer, pack_arrays, parts, size, unpack, unpack_arrays
 
@@ -125,9 +126,20 @@ class DiskMemory(SiteMemory):
             log.warning("%s is not used: %s", path, error)
             return None
 
+    def answered(self, order: int) -> TrainReply | None:
+        found = self._read(order) if order in self.rounds() else None
+        return None if found is None else found[1]
+
+    def handing_over(self, order: int, round_: int, told: str) -> None:
+        path = self._folder / "handed-over.json"
+        known = _told_of(path)
+        require_one_sum(known, order, [round_, told])
+        if str(order) not in known:
+            _write(path, [json.dumps(known | {str(order): [round_, told]}).encode()], digest=False)
+
     def opening(self, round_: int, survivors: tuple[str, ...]) -> None:
         path = self._folder / "opened.json"
-        known = _opened(path)
+        known = _told_of(path)
         before = known.get(str(round_))
         if before is not None and set(before) != set(survivors):
             raise RunError.at(
@@ -141,8 +153,8 @@ class DiskMemory(SiteMemory):
             _write(path, [json.dumps(known).encode()], digest=False)
 
 
-def _opened(path: Path) -> dict[str, list[str]]:
-    """Which sums were opened; RunError when that cannot be told, for then none may be."""
+def _told_of(path: Path) -> dict[str, list[Any]]:
+    """Which sums were opened, or what was sealed for which; RunError when that cannot be told, for then none may be."""
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -150,7 +162,7 @@ def _opened(path: Path) -> dict[str, list[str]]:
     except (OSError, ValueError) as error:
         found = error
     if not isinstance(found, dict) or not all(isinstance(sites, list) for sites in found.values()):
-        what = "is damaged: which sums this site helped to open cannot be told"
+        what = "is damaged: which sums this site took part in cannot be told"
         raise RunError.at(path, what, "restore it from the backup, or start another run")
     return found
 

@@ -96,6 +96,12 @@ class Participation:
                 found += [Part(run, mine[-1].study, tuple(rounds))] if mine else []
         return found
 
+    def stands(self, run: str, round_: int) -> bool:
+        """Whether a round was trained, and no patient who took part in it was withdrawn since."""
+        with self._file.turn():
+            stretches = [each for each in self._told.runs.get(run, ()) if round_ in each.rounds]
+            return bool(stretches) and not any(each.patients & self._told.withdrawn for each in stretches)
+
     def rounds_of_study(self, study: str) -> frozenset[tuple[str, int]]:
         """(run, round) of every round that was trained of a study, given by its hash."""
         with self._file.turn():

@@ -166,6 +166,12 @@ def sums_later(study: Study) -> bool:
     return study.update.clip is not None and "event-driven" in study.federation.schedule.traits()
 
 
+def sum_later_values(study: Study) -> dict[str, float]:
+    """What every order of a study with such sums says of clip, grid and weight; {} of another."""
+    how = build_summation(study, None) if sums_later(study) else None
+    return {} if how is None else how.later(SCHEDULES.build(study.federation.schedule).size)
+
+
 def build_noise_plan(study: Study, cases: Mapping[str, int], parameters: int) -> NoisePlan | None:
     """The noise of a run over sites with so many training cases; StudyError when it cannot be."""
     mechanism = build_mechanism(study)

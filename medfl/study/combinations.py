@@ -627,6 +627,12 @@ RULES = (
         "set federation.schedule.size to 3 or more",
     ),
     Rule(
+        "async-quorum",
+        frozenset({"schedule:short-of-quorum"}),
+        "a step of the schedule is of fewer updates than federation.quorum asks for, so none would move the model",
+        "lower federation.quorum, or raise federation.schedule.size (kind buffered)",
+    ),
+    Rule(
         "async-judges",
         frozenset({"schedule:event-driven", "update:own-clip", "regulator:needs-each-update"}),
         "updates wait at their sites until they are summed, so none is looked at by itself",

@@ -146,6 +146,9 @@ def _of_the_whole(study: Study) -> Iterator[str]:
         yield "rules:same-kind-twice"
     if _twice(study.federation.regulator):
         yield "regulator:same-kind-twice"
+    schedule = study.federation.schedule
+    if "event-driven" in schedule.traits() and study.federation.quorum > getattr(schedule, "size", 1):
+        yield "schedule:short-of-quorum"
     if sum("own-loss" in rule.traits() for rule in study.local.rules) > 1:
         yield "rules:own-loss-twice"
     if "streams-classes" not in study.local.plan.traits():

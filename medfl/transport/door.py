@@ -16,7 +16,7 @@ from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.base import Ledger, Unit
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
-from medfl.study.build import build_channel, build_mechanism, planned_epochs, sums_later
+from medfl.study.build import build_channel, build_mechanism, planned_epochs, sum_later_values, sums_later
 from medfl.study.model import Policy, Study
 from medfl.study.refusals import policy_refusals
 from medfl.study.sources import RunInputs
@@ -82,9 +82,21 @@ class SiteDoor:
         ledger. RunError when there is none, or an older one than was kept, or when no run has begun: what is trained
         without its noise must not even be kept."""
         self._channel()
-        self._part = part_digest(order.part)
+        self._require_grid(order)
+        self._part = part_digest(order.part, order.values)
         if self.disclosure is not None:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
+
+    def _require_grid(self, order: TrainOrder) -> None:
+        """RunError when an order whose update is summed later says another clip, grid or weight than the study makes:
+        no later agreement covers them."""
+        wanted = sum_later_values(self._inputs.study)
+        if any(order.values.get(name) != value for name, value in wanted.items()):
+            raise RunError.at(
+                f"site {self.name}, order {order.round}",
+                "asks for another clip, grid or weight of the update than the study makes",
+                "nothing was trained; have the study lead start the run again",
+            )
 
     def _ours(self, mechanism: Mechanism, plan: NoisePlan, cases: int) -> bool:
         """Whether a plan is the study's, and says of this site what the site declared."""
@@ -154,15 +166,24 @@ class SiteDoor:
     def _hand_over(self, header: Mapping[str, Any]) -> Message:
         """The update that waits, weighted and sealed; it is in one sum, and no more."""
         order, round_, where = header.get("order"), header.get("round"), f"site {self.name}"
-        if self._waiting is None or self._waiting[0] != order:
-            raise RunError.at(where, f"keeps no update of order {order!r} for a sum", "ask it to train again")
-        if type(round_) is not int:
-            raise RunError.at(where, "was not told which round's sum its update is for")
-        weights, payload = header.get("weights"), self._waiting[1]
-        weight = own_weight(weights, self.name, where)
+        if type(order) is not int or type(round_) is not int or not self._sums_later:
+            raise RunError.at(where, "was not told which update is for which round's sum")
+        payload = self._kept(order)
+        if payload is None:
+            raise RunError.at(where, f"keeps no update of order {order} for a sum", "ask it to train again")
+        weights = header.get("weights")
+        weight, told = own_weight(weights, self.name, where), part_digest({"weights": weights})
+        self._memory.handing_over(order, round_, told)
         self._waiting = None
-        sealed = self._channel().seal(round_, weighted(payload, weight), part_digest({"weights": weights}))
+        sealed = self._channel().seal(round_, weighted(payload, weight), told)
         return Message({"payload": sealed.header()}, sealed.buffers)
+
+    def _kept(self, order: int) -> Payload | None:
+        """The update of an order, not sealed yet; of a process that was started anew what is on its disk."""
+        if self._waiting is not None and self._waiting[0] == order:
+            return self._waiting[1]
+        answered = self._memory.answered(order)
+        return None if answered is None else answered.payload
 
     def _channel(self) -> SiteEnd:
         if self._end is None:

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
+from medfl.errors import RunError
 from medfl.learning.checkpoint import EpochStore
 from medfl.learning.messages import TrainReply
 from medfl.transport.base import Arrays
@@ -33,6 +35,16 @@ class SiteMemory(ABC):
         """The site is about to help opening a round's sum of these sites. RunError when it helped with another sum of
         that round, before a restart: two sums of the same updates would show their difference."""
 
+    @abstractmethod
+    def answered(self, order: int) -> TrainReply | None:
+        """What was answered to the order with this number, where it is still kept."""
+
+    @abstractmethod
+    def handing_over(self, order: int, round_: int, told: str) -> None:
+        """The update of an order is about to be sealed for a round's sum, whose sites were told `told` (a digest).
+        RunError when it was sealed for another before, also before a restart: an update that is in two sums is their
+        difference."""
+
     @property
     @abstractmethod
     def checkpoints(self) -> EpochStore | None:
@@ -44,8 +56,10 @@ class Transient(SiteMemory):
 
     def __init__(self) -> None:
         self.arrays: Arrays = {}
+        self._sums: dict[str, Any] = {}
 
-    def begin(self, run: str) -> None: ...
+    def begin(self, run: str) -> None:
+        self._sums = {}
 
     def reply(self, key: str) -> None:
         return None
@@ -58,9 +72,27 @@ class Transient(SiteMemory):
 
     def opening(self, round_: int, survivors: tuple[str, ...]) -> None: ...
 
+    def answered(self, order: int) -> None:
+        return None
+
+    def handing_over(self, order: int, round_: int, told: str) -> None:
+        require_one_sum(self._sums, order, [round_, told])
+        self._sums[str(order)] = [round_, told]
+
     @property
     def checkpoints(self) -> None:
         return None
+
+
+def require_one_sum(known: Mapping[str, Any], order: int, wanted: list[Any]) -> None:
+    """RunError when the update of an order was sealed for another sum. known: by order, [round, what was told]."""
+    before = known.get(str(order), wanted)
+    if before != wanted:
+        raise RunError.at(
+            f"order {order}",
+            f"its update was sealed for the sum of round {before[0]}, and is not sealed for another one",
+            "ask the site to train again",
+        )
 
 
 Memories = Mapping[str, SiteMemory]

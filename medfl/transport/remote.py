@@ -14,7 +14,7 @@ from typing import Any
 
 from medfl.errors import MedflError, RunError
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder
-from medfl.privacy.channels.base import Message
+from medfl.privacy.channels.base import HAND_OVER, Message
 from medfl.transport.answers import body, failure, heads_of, info_of
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Models, Transport, model_for
 from medfl.transport.checksums import Bulk
@@ -341,7 +341,9 @@ class Remote(Transport):
         return Delivery(SiteFailure(order.site, order.round, plain(text), late), down, up)
 
     def exchange(self, stage: str, messages: Mapping[str, Message]) -> dict[str, Message]:
-        end = time.monotonic() + self._terms.patience.exchange
+        patience = self._terms.patience
+        # a whole update travels, as after a training; a site that is lost is not waited for
+        end = time.monotonic() + (patience.deadline if stage == HAND_OVER else patience.exchange)
         tickets = {}
         for site, message in messages.items():
             if self._excuse(site) == "":

@@ -16,21 +16,27 @@ from medfl.coordinator.async_replay import replay_run
 from medfl.coordinator.journal import Journal
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import inputs_of, simulate
-from medfl.errors import InputError, RunError
+from medfl.errors import InputError, RunError, StudyError
 from medfl.federation.asynchronous.federation import AsynchronousFederation
 from medfl.federation.asynchronous.summed import SummedFederation
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.federation.summing import Summation
-from medfl.learning.messages import TrainReply
+from medfl.learning.messages import Beginning, SiteFailure, TrainOrder, TrainReply
 from medfl.privacy.channels.base import CHANNELS, HAND_OVER, Message
 from medfl.privacy.codec import LEAST, own_weight
+from medfl.site.memory import DiskMemory
+from medfl.study.build import build_codec_down, sum_later_values
+from medfl.study.sources import assign_cases
 from medfl.transport.door import SiteDoor
+from medfl.transport.host import SiteHost
 from medfl.transport.in_process import InProcess
+from medfl.update.base import Update
 
 SPEEDS = "{center: 1, coast: 1.1, east: 1.2, south: 1.3, west: 2.9}"
 BUFFERED = f"federation.schedule={{kind: buffered, size: 3, speeds: {SPEEDS}}}"
 QUIET = ["local.epochs=1", "evaluation.every=4", "stop.rounds=4"]
 SEALED = ["masks", "he"]
+LOCAL = {"local.epochs": 1.0, "local.learning_rate": 0.01, "fedprox.mu": 0.1}
 
 
 def over(channel: str, *changes: str) -> list[str]:
@@ -105,7 +111,7 @@ def test_a_site_that_waits_for_a_sum_is_not_asked_again() -> None:
             federation.receive(step, TrainReply(site, flights[site].number, None, 5, 1, 1, 1.0, 1.0))
         if stale == ("late",):
             break
-        federation.forget()
+        federation.settle(step, opened=False)
         federation.step(step.outcome(), np.ones(4, np.float32))
     assert federation.orders() == {"late": 1}
     assert federation.idle(cases) == ["a", "b", "c"]
@@ -171,6 +177,8 @@ def test_a_site_that_hands_nothing_over_is_left_out(five: Any, tmp_path: Path, m
     whole = "federation.schedule={kind: buffered, size: 5}"
     summary = simulate(five.inputs(*over("masks", whole)), tmp_path / "four", Observer(), workers=1)
     assert all(record["moved"] for record in records(tmp_path / "four"))
+    shares = [each["share"] for record in records(tmp_path / "four") for each in record["arrivals"]]
+    assert shares.count(0) == 4
     assert all("did not hand over" in record["failed"]["coast"] for record in records(tmp_path / "four"))
     assert summary["asynchronous"]["outcomes"] == {"admit": 16, "failed": 4}
     assert summary["asynchronous"]["sites"]["coast"]["share"] == 0
@@ -178,6 +186,8 @@ def test_a_site_that_hands_nothing_over_is_left_out(five: Any, tmp_path: Path, m
     found = records(tmp_path / "three")
     assert len(found) == 4 and not all(record["moved"] for record in found)
     assert all(("3 are needed" in record["void"]) != record["moved"] for record in found)
+    closed = [each for record in found if not record["moved"] for each in record["arrivals"]]
+    assert {(each["outcome"], each["share"]) for each in closed} == {("void", 0), ("failed", 0)}
 
 
 def test_a_step_without_enough_sites_opens_nothing(five: Any, tmp_path: Path) -> None:
@@ -246,3 +256,102 @@ def test_a_site_gives_an_update_away_once(five: Any, tmp_path: Path) -> None:
         patch.setattr(InProcess, "exchange", twice)
         simulate(five.inputs(*over("clear")), tmp_path / "run", Observer(), workers=1)
     assert again == [{}] * 4
+
+
+def test_an_update_is_not_sealed_for_a_second_sum_however_it_is_asked_for(five: Any, tmp_path: Path) -> None:
+    """The order comes again, and with it the same update: in two sums it would be their difference."""
+    inputs = five.inputs(*over("clear"))
+    memory = DiskMemory(tmp_path / "memory")
+    cases = assign_cases(inputs).cases
+    host = SiteHost(inputs, {"east": cases["east"]}, {"east": memory})
+    host.open()
+    host.begin(Beginning("run", {}))
+    model, _ = host.initial_model()
+    coded = build_codec_down(inputs.study).encode(Update(model, model.size), np.random.default_rng(0))
+    order = TrainOrder("east", 1, LOCAL | sum_later_values(inputs.study))
+    weights = {"east": 1.0, "south": 1.0, "west": 1.0}
+
+    def handed(host: SiteHost, round_: int, **changed: float) -> Any:
+        return host.answer("east", HAND_OVER, Message({"round": round_, "order": 1, "weights": weights | changed}))
+
+    reply, _ = host.train(order, coded)
+    assert isinstance(reply, TrainReply) and reply.payload is None
+    first = handed(host, 1)
+    assert first is not None
+    host.train(order, coded)
+    assert handed(host, 2) is None
+    assert handed(host, 1, west=0.5) is None
+    again = handed(host, 1)
+    assert again is not None and bytes(again.buffers[0]) == bytes(first.buffers[0])
+    # a process that is started anew has it on its disk, and knows what it was sealed for
+    later = SiteHost(inputs, {"east": cases["east"]}, {"east": DiskMemory(tmp_path / "memory")})
+    later.open()
+    later.begin(Beginning("run", {}))
+    assert handed(later, 2) is None
+    found = handed(later, 1)
+    assert found is not None and bytes(found.buffers[0]) == bytes(first.buffers[0])
+
+
+@pytest.mark.parametrize("name", ["sum.cap", "sum.bound", "sum.clip", "sum.bit"])
+def test_an_order_with_another_grid_is_not_trained(five: Any, name: str) -> None:
+    """With a large cap an update would vanish beside the others, whatever the weights say."""
+    inputs = five.inputs(*over("clear"))
+    host = SiteHost(inputs, assign_cases(inputs).cases)
+    host.open()
+    host.begin(Beginning("run", {}))
+    model, _ = host.initial_model()
+    coded = build_codec_down(inputs.study).encode(Update(model, model.size), np.random.default_rng(0))
+    values = LOCAL | sum_later_values(inputs.study)
+    for wrong in ({**values, name: 1e15}, {key: value for key, value in values.items() if key != name}):
+        answer, _ = host.train(TrainOrder("east", 1, wrong), coded)
+        assert isinstance(answer, SiteFailure) and "another clip, grid or weight" in answer.reason
+    answer, _ = host.train(TrainOrder("east", 1, values), coded)
+    assert isinstance(answer, TrainReply)
+
+
+def test_sites_of_a_round_that_were_told_other_values_seal_nothing(tiny: Any, tmp_path: Path) -> None:
+    """In rounds, too: a site that is told another cap than the others would vanish beside one."""
+    inputs = tiny.inputs("update={channel: masks, clip: 4.0}", "federation.regulator=[finite]", "stop.rounds=2")
+    real = InProcess._train
+
+    def lying(self: InProcess, order: TrainOrder, *rest: Any) -> Any:
+        return real(self, replace(order, values={**order.values, "sum.cap": 1e15}), *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InProcess, "_train", lying)
+        simulate(inputs, tmp_path / "run", Observer(), workers=1)
+    assert not any(record["moved"] for record in records(tmp_path / "run"))
+    assert "other values" in str(records(tmp_path / "run")[0]["failed"])
+
+
+def test_a_quorum_counts(five: Any, tmp_path: Path) -> None:
+    real = SiteDoor._hand_over
+
+    def silent(self: SiteDoor, header: Mapping[str, Any]) -> Message:
+        if self.name == "coast":
+            raise RunError.at("site coast", "is away")
+        return real(self, header)
+
+    four = "federation.schedule={kind: buffered, size: 4}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SiteDoor, "_hand_over", silent)
+        simulate(five.inputs(*over("clear", four, "federation.quorum=4")), tmp_path / "run", Observer(), workers=1)
+    found = [record for record in records(tmp_path / "run") if "coast" in record["failed"]]
+    assert found and all("quorum is 4" in record["void"] and not record["moved"] for record in found)
+
+
+def test_the_holder_of_the_key_does_not_train(five: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tenseal")
+    with pytest.raises(StudyError, match="west, which trains and cannot answer meanwhile"):
+        holder = "update.channel={kind: he, key_holder: west}"
+        simulate(five.inputs(*over("he", holder)), tmp_path / "run", Observer(), workers=1)
+
+
+def test_what_did_not_count_is_not_made_up_for(five: Any, tmp_path: Path) -> None:
+    """The correction for slow sites knows the updates that moved the model, and no others."""
+    inputs = five.inputs(*over("clear"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SiteDoor, "_hand_over", lambda self, header: None)
+        simulate(inputs, tmp_path / "none", Observer(), workers=1)
+    state = Journal.open(tmp_path / "none" / "journal.db").state()
+    assert state is not None and state[0]["asynchronous"]["influence"] == {"arrivals": 0, "sites": {}}

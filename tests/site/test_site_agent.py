@@ -12,6 +12,7 @@ from medfl.audit.log import read_log
 from medfl.data.base import Case
 from medfl.errors import InputError
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
+from medfl.privacy.channels.base import HAND_OVER, Message
 from medfl.privacy.identity import Ed25519Identity
 from medfl.site import agent as module
 from medfl.site.agent import Agent
@@ -59,6 +60,9 @@ class Host:
             return SiteFailure("east", order.round, str(error)), {}
         return TrainReply("east", order.round, MODEL, 3, 2, 1, 0.7, 0.5), {}
 
+    def answer(self, site: str, stage: str, message: Message) -> Message:
+        return Message({}, (b"update",))
+
     def evaluate(self, site: str, split: str, model: Payload) -> dict[str, Any]:
         type(self).used.append((split, self.patients))
         return {}
@@ -102,6 +106,10 @@ class Ward:
         header, buffers = unpack(b"".join(encode_order(TrainOrder("east", round_, {}), MODEL)))
         return self.ask("train", header, buffers, f"train-{round_}")
 
+    def hand_over(self, order: int) -> Any:
+        message = {"round": 9, "order": order, "weights": {}}
+        return self.ask("exchange", {"site": "east", "stage": HAND_OVER, "message": message})
+
     def evaluate(self) -> Any:
         header = {"site": "east", "split": "val", "model": MODEL.header()}
         return self.ask("evaluate", header, MODEL.buffers)
@@ -135,6 +143,25 @@ def test_who_was_withdrawn_is_used_no_more_also_when_too_few_are_left(ward: Ward
     ward.patients.append("e")
     assert ward.train(3)["round"] == 3, "the steward added a patient"
     assert Host.used == [("tiny", ["a", "c", "e"])]
+
+
+def test_the_stewards_word_counts_while_an_update_waits_for_its_sum(ward: Ward) -> None:
+    ward.join()
+    ward.begin()
+    ward.train(1)
+    assert ward.hand_over(1)["answer"] == "message"
+    (told,) = [record.body for record in ward.home.audit.entries() if record.kind == "handed-over"]
+    assert told == {"run": "run1", "round": 9, "order": 1}
+    assert "was not trained" in why(ward.hand_over(2))
+    ward.home.pause("steward", "not today")
+    assert "paused by its steward: not today" in why(ward.hand_over(1))
+    ward.home.resume("steward")
+    ward.home.participation.withdraw(["d"])
+    assert "withdrawn since" in why(ward.hand_over(1))
+    ward.evaluate()
+    assert "withdrawn since" in why(ward.hand_over(1)), "also when the images were loaded anew"
+    ward.train(2)
+    assert ward.hand_over(2)["answer"] == "message"
 
 
 def test_who_was_withdrawn_is_not_evaluated_on(ward: Ward) -> None:

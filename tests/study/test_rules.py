@@ -555,6 +555,10 @@ REFUSED_AND_ALLOWED |= {
         lambda: summed(schedule={"kind": "buffered", "size": 2}),
         lambda: study(federation={"schedule": {"kind": "buffered", "size": 2}}),
     ),
+    "async-quorum": (
+        lambda: eventful("fedasync", quorum=2),
+        lambda: eventful("buffered", quorum=3),
+    ),
     "async-judges": (
         lambda: summed("clear", schedule="buffered", regulator=["norm_history"]),
         lambda: study(federation={"schedule": "buffered", "regulator": ["norm_history"]}),

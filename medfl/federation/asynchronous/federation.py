@@ -247,9 +247,10 @@ class AsynchronousFederation(Federation):
     def finish(self, step: OpenStep) -> RoundOutcome:
         """Move the model. A step without an admitted update leaves it as it is, and is a version too."""
         outcome = step.outcome()
+        outcome.void = self.short(step.admitted)
         if step.change is None:
             outcome.void = "no update was admitted, and no site is left to wait for"
-        return self.step(outcome, step.change)
+        return self.step(outcome, None if outcome.void else step.change)
 
     def fresh(self) -> frozenset[str]:
         """Names of the arrays of `state()` that no earlier call has named: what a store does not have yet."""

@@ -23,7 +23,6 @@ from medfl.federation.parts import FederationParts, Validate
 from medfl.federation.regulator.base import ADMIT, Verdict
 from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.privacy.codec import LEAST
-from medfl.privacy.grid import BIT, BOUND, CAP, CLIP
 from medfl.update.vector import FloatVector
 
 
@@ -34,7 +33,7 @@ class SummedFederation(AsynchronousFederation):
     ...                                             # as ever, until step.full or nobody is left to wait for
     weights, factor = federation.weights(step)
     federation.missing(step, failure)               # for a site that does not hand over what it kept
-    federation.forget()
+    federation.settle(step, opened)
     federation.step(step.outcome(), change)         # change: factor times the opened sum
     """
 
@@ -44,11 +43,12 @@ class SummedFederation(AsynchronousFederation):
             raise RunError.at("federation", "is to open sums, and the study has none", "set update.clip")
         self.how = parts.summation
         self._waiting: dict[str, int] = {}
+        self._shares: dict[str, float] = {}
+        self._tallies: dict[str, Any] | None = None
 
     def _values(self) -> dict[str, float]:
         """With the grid, which is the same for the whole run: an update may be summed many steps after its order."""
-        grid = self.how.grid(self.schedule.size)
-        return super()._values() | {CLIP: grid.clip, BOUND: float(grid.bound), CAP: 0.0, BIT: 0.0}
+        return super()._values() | self.how.later(self.schedule.size)
 
     def idle(self, cases: Mapping[str, int], present: Collection[str] | None = None) -> list[str]:
         """Without the sites that keep an update for the next sum: they would have two in it."""
@@ -67,7 +67,8 @@ class SummedFederation(AsynchronousFederation):
         mine.verdict = ADMIT
         self._waiting[reply.site] = flight.number
         step.admitted += 1
-        return mine, self._share(flight, reply.cases)
+        # what it counts is known when the sum is made
+        return mine, 0.0
 
     def orders(self) -> dict[str, int]:
         """The sites that keep an update for the sum, in combining order, each with the number of its order."""
@@ -75,27 +76,47 @@ class SummedFederation(AsynchronousFederation):
 
     def weights(self, step: OpenStep) -> tuple[dict[str, float], float]:
         """What the sites of the sum multiply their updates by, in [LEAST, 1], and what the sum is then to be multiplied
-        by. A share that is too small for a sum is raised, and recorded as it counts."""
-        shares = {each.site: each.share for each in step.arrived if self._waiting.get(each.site) == each.number}
+        by. A share that is too small for a sum is raised."""
+        self._tallies = self._influence.state()
+        shares = self._counted(step)
         most = max(shares.values())
         weights = {site: max(share / most, LEAST) for site, share in sorted(shares.items())}
-        for site, weight in weights.items():
-            self._record(step, site, share=weight * most)
+        self._shares = {site: weight * most for site, weight in weights.items()}
         return weights, most
+
+    def _counted(self, step: OpenStep) -> dict[str, float]:
+        """The shares of the sites that keep an update for the sum; they have moved the model then."""
+        shares = {}
+        for each in step.arrived:
+            if self._waiting.get(each.site) == each.number:
+                weight = self.schedule.config.staleness.of(each.staleness)
+                factor = self._influence.factor(each.site, step.sites[each.site].cases, weight)
+                shares[each.site] = self.schedule.share(each.staleness) * factor
+        return shares
 
     def missing(self, step: OpenStep, failure: SiteFailure) -> Contribution:
         """Note that a site did not hand over the update that it kept: it is in no sum."""
         mine = step.sites[failure.site] = Contribution(failure=failure.reason)
-        self._record(step, failure.site, share=0.0, outcome="failed")
+        self._record(step, {failure.site: self._waiting.pop(failure.site)}, outcome="failed")
         return mine
 
-    def _record(self, step: OpenStep, site: str, **changed: Any) -> None:
+    def _record(self, step: OpenStep, orders: Mapping[str, int], **changed: Any) -> None:
         for place, each in enumerate(step.arrived):
-            if each.site == site and each.number == self._waiting[site]:
+            if orders.get(each.site) == each.number:
                 step.arrived[place] = replace(each, **changed)
 
-    def forget(self) -> None:
-        """The sum was made, or will not be: no site waits for it any more."""
+    def settle(self, step: OpenStep, opened: bool) -> None:
+        """The sum was opened, or will not be: no site waits for it any more. Recorded is what counted."""
+        if self._tallies is not None:
+            # as if the sites that are not in the sum had never been asked for it
+            self._influence.restore(self._tallies)
+        if opened:
+            self._counted(step)
+            for site, number in self._waiting.items():
+                self._record(step, {site: number}, share=self._shares[site])
+        else:
+            self._record(step, self._waiting, outcome="void")
+        self._tallies = None
         self._waiting.clear()
 
     def flying(self) -> dict[str, Any]:

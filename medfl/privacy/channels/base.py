@@ -19,6 +19,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,16 @@ class Message:
     buffers: tuple[Buffer, ...] = ()
 
 
+_NONE: Mapping[str, float] = MappingProxyType({})
+
 Exchange = Callable[[str, Mapping[str, Message]], dict[str, Message]]
 
 
-def part_digest(part: Mapping[str, Any]) -> str:
-    """SHA-256, as hex, of the part of the vector that an order names; "" for all of it."""
-    return hashlib.sha256(json.dumps(dict(part), sort_keys=True).encode()).hexdigest() if part else ""
+def part_digest(part: Mapping[str, Any], values: Mapping[str, float] = _NONE) -> str:
+    """SHA-256, as hex, of what the sites of a sum must have been told alike: the part of the vector that orders name,
+    and their values; "" for all of it and none."""
+    told = {"part": dict(part), "values": dict(values)}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest() if part or values else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,8 @@ class RoundContext:
     """What every blob of a round is bound to. attempt counts retries of a round from 1: a retry is a fresh round to the
     cryptography. cohort: sites in combining order. size: values of the vector. limit: no coordinate of the sum, noise
     included, is larger in absolute value. minimum: sites without which the sum is not opened. part: `part_digest` of
-    what the sites' orders say of the coordinates that are summed: the same for all, or a sum would be of one site's."""
+    what the sites' orders say of the coordinates that are summed, and of weights, clip and grid: the same for all, or a
+    sum would be of one site's."""
 
     run: str
     round: int
@@ -77,7 +83,8 @@ class RoundContext:
     def agrees(self, part: str, where: str) -> None:
         """RunError when a site's order names another part of the vector than the round was agreed on."""
         if part != self.part:
-            raise RunError.at(where, "was sent another part of the vector than the sites agreed on", "nothing was sent")
+            what = "was told another part of the vector, or other values, than the sites agreed on"
+            raise RunError.at(where, what, "nothing was sent")
 
     def to_json(self) -> dict[str, Any]:
         return {
