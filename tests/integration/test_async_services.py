@@ -19,7 +19,7 @@ KINDS: dict[str, Any] = {"fedasync": {"kind": "fedasync"}, "buffered": {"kind": 
 
 @pytest.mark.slow
 def test_sums_without_rounds_go_on_when_coordinator_and_site_are_killed(tmp_path: Path) -> None:
-    """A site that is started anew has lost what it kept for a sum: the sum stays closed, and the next are opened."""
+    """A site that is started anew finds what it kept for a sum on its disk; a sum that cannot be made stays closed."""
     study = {
         "federation": {"schedule": {"kind": "buffered", "size": 3}, "regulator": ["finite"]},
         "update": {"channel": "masks", "clip": 4.0},
