@@ -152,6 +152,12 @@ RULES = (
         "leave alpha out, which takes just that",
     ),
     Rule(
+        "C9",
+        frozenset({"task:running-statistics", "submodel:other"}),
+        "running statistics of a site that had a part of the filters move all outputs when they are averaged",
+        "normalise by group or instance (every network of medfl does; others are refused when they are built, too)",
+    ),
+    Rule(
         "C10",
         frozenset({"rules:tracks", "submodel:other"}),
         "the tracker needs what all sites did at every coordinate",

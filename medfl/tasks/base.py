@@ -5,7 +5,8 @@ task reports is *additive*: `evaluate` returns sums (counts, histograms, confusi
 batches, sites and, later, under a secure sum; `metrics` turns a sum into numbers. So the metric of all sites
 together is exact, never a mean of means, and every number comes with its support `n`.
 
-Networks hold no running statistics (GroupNorm or InstanceNorm): nothing but parameters travels.
+Networks hold no running statistics (GroupNorm or InstanceNorm): nothing but parameters travels. A configuration whose
+network has some says so by the trait "running-statistics", and is refused before anything is built.
 """
 
 from abc import ABC, abstractmethod

@@ -13,6 +13,7 @@ from medfl.study.combinations import RULES
 from medfl.study.load import load_study, study_from_json
 from medfl.study.model import Study
 from medfl.study.rules import conflicts, traits
+from medfl.tasks.classification.config import ClassificationConfig
 
 CLASSIFICATION: dict[str, Any] = {
     "name": "test",
@@ -39,6 +40,17 @@ class Marked(PluginConfig):
 
     def traits(self) -> frozenset[str]:
         return self.words
+
+
+class BatchNormed(ClassificationConfig):
+    """A third party's network with running statistics."""
+
+    def traits(self) -> frozenset[str]:
+        return super().traits() | {"running-statistics"}
+
+
+PARTLY = {"submodel": "afd"}
+MEAN = {"aggregator": "masked_mean"}
 
 
 def marked(*words: str, kind: str = "third") -> Marked:
@@ -269,6 +281,10 @@ REFUSED_AND_ALLOWED |= {
     "C7": (
         lambda: tracked(update={"codec_up": "qsgd"}, rules=[{"kind": "fedcomgate", "alpha": 1}]),
         lambda: tracked(update={"codec_up": "qsgd"}),
+    ),
+    "C9": (
+        lambda: study(update=PARTLY, federation=MEAN).model_copy(update={"task": BatchNormed(classes=["a", "b"])}),
+        lambda: study(update=PARTLY, federation=MEAN),
     ),
     "C10": (
         lambda: tracked(update={"submodel": {"kind": "afd", "mode": "single"}}),
