@@ -1,19 +1,23 @@
 """What a site tells the proxy server of its new classes (GLFC; Dong et al., "Federated Class-Incremental Learning",
 CVPR 2022): the gradient of a small common network for one image of each class.
 
-    prototype   of a class: the image whose features are nearest to their mean over the class
+    prototype   of a class: the image whose features are nearest to their mean over the class; in a run always the same
     perturbed   x <- x - rate * dCE(head(phi(x) + noise * s * N(0, 1)), y)/dx, a few times    s: the class's deviation
     encoder     four convolutions with sigmoids and one linear layer; drawn from the study's seed, and never trained
     gradient    dCE(encoder(x), y)/dparameters, float32 [length], the last layer's weight and bias at the end
 
 The gradient gives the label away by construction: of its last layer, the row of the label alone sums to less than zero.
-It also gives the image away, which is what the proxy server uses it for. The noise follows the study's seed, which the
-coordinator knows, for a round that is trained again must give the same bits: it protects nobody.
+It also gives the image away, which is what the proxy server uses it for: so an order for a round that was answered
+before, whatever model comes with it, gets no other image of a class ("lasting.glfc.shown.<class>" in the site's private
+arrays, the SHA-256 of the image's key). The noise follows the study's seed, which the coordinator knows, for a round
+that is trained again must give the same bits: it protects nobody.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,10 +31,16 @@ from medfl.learning.flat import seeded
 from medfl.learning.randomness import generator, torch_seed
 from medfl.learning.rules.base import LocalContext
 from medfl.tasks.images import network_input
+from medfl.update.memories.base import LASTING
 from medfl.update.vector import FloatVector
 
 if TYPE_CHECKING:
     from medfl.tasks.base import TaskConfig
+
+SHOWN = f"{LASTING}glfc.shown"
+"""Private arrays by class: the digest uint8 [32] of the image whose gradient was made to be sent."""
+
+log = logging.getLogger(__name__)
 
 _FILTERS, _KERNEL = 12, 5
 _STEPS, _RATE = 50, 0.2
@@ -108,7 +118,8 @@ def prototypes(
     context: LocalContext, classes: Sequence[int], edge: int, noise: float
 ) -> tuple[Tensor, npt.NDArray[np.int64]]:
     """The gradients [k, length], on the CPU, of one perturbed image of each of these classes that the site has fresh
-    samples of; and which samples they are [k]. The network and torch's generator are as before afterwards."""
+    samples of; and which samples they are [k]. Nothing of a class whose image of before is gone. The network and
+    torch's generator are as before afterwards."""
     feed, shape = given(context), Shape.of(context.task.config, edge)
     network, rng = encoder(shape, context.seed), generator(context.seed, "glfc-prototype", context.round, context.site)
     found, chosen = list[Tensor](), list[int]()
@@ -118,12 +129,33 @@ def prototypes(
             if not len(own):
                 continue
             rows = features(context, own)
-            index = int(own[((rows - rows.mean(axis=0)) ** 2).sum(axis=1).argmin()])
+            index = _chosen(context, int(label), own, rows)
+            if index is None:
+                log.warning("site %s: the image it showed of class %d is gone; it shows no other", context.site, label)
+                continue
             image = perturbed(context, index, int(label), noise * rows.std(axis=0), rng)
             seen = F.interpolate(image.cpu(), size=[edge] * shape.axes, mode="area")
             found.append(gradient(network, seen, int(label)))
             chosen.append(index)
     return torch.stack(found) if found else torch.zeros(0, 0), np.array(chosen, np.int64)
+
+
+def _chosen(context: LocalContext, label: int, own: npt.NDArray[np.int64], rows: npt.NDArray[np.float64]) -> int | None:
+    """Of a class's samples [n] with features [n, f] the nearest to the mean, among those of the image that was shown of
+    it before, if one was; from now on that is the one. None when that image is not among them."""
+    name, samples = f"{SHOWN}.{label}", given(context).samples
+    images = np.stack([_digest(samples.info(int(index)).key) for index in own])
+    may = (images == context.state.get(name, images)).all(axis=1)
+    if not may.any():
+        return None
+    apart = ((rows - rows.mean(axis=0)) ** 2).sum(axis=1)
+    best = int(np.where(may, apart, np.inf).argmin())
+    context.state[name] = images[best].copy()
+    return int(own[best])
+
+
+def _digest(key: str) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(sha256(key.encode()).digest(), np.uint8)
 
 
 def perturbed(

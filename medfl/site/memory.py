@@ -3,6 +3,7 @@
     <folder>/<run>/round-<number>     order key, reply, private arrays and their SHA-256, in the format of the wire
     <folder>/<run>/opened.json        {round: survivors} of the sums that the site helped to open
     <folder>/<run>/handed-over.json   {order: [round, what its sites were told]} of the updates that were summed later
+    <folder>/<run>/lasting            private arrays that no round takes back, such as which images it showed; SHA-256
     <folder>/<run>/training           the last whole local epoch of a training that runs
     <folder>/<run>/ended              there when the coordinator said that the run is over
     <folder>/<run>/pruned.json        there when the rest made way for other runs: `medfl.site.storage`
@@ -19,6 +20,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medfl.errors import RunError
 from medfl.learning.checkpoint import EpochStore, FileEpochStore
 from medfl.learning.messages import TrainReply
@@ -26,6 +29,7 @@ from medfl.site.storage import ENDED, PRUNED
 from medfl.transport.base import Arrays
 from medfl.transport.memory import SiteMemory, require_one_sum
 from medfl.transport.messages import decode_reply, encode_reply
+from medfl.update.memories.base import LASTING
 from medfl.update.wire import Buffer, pack_arrays, parts, size, unpack, unpack_arrays
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ _MOST = 1000
 _RUN = re.compile(r"[A-Za-z0-9]{1,64}")
 _ROUND = re.compile(r"round-(?P<number>[0-9]{6,})")
 _DIGEST = 32
+_LASTING = "lasting"
 
 
 class DiskMemory(SiteMemory):
@@ -83,21 +88,23 @@ class DiskMemory(SiteMemory):
         return None
 
     def state(self, round_: int) -> Arrays:
-        """RunError when the file that should hold them is damaged: to go on without them would be silent loss."""
+        """RunError when a file that should hold them is damaged: to go on without them would be silent loss."""
+        lasting = self._lasting()
         earlier = [number for number in self.rounds() if number < round_]
         if not earlier:
-            return {}
+            return lasting
         found = self._read(earlier[-1])
         if found is None:
             raise RunError.at(
                 self._folder / _name(earlier[-1]), "is damaged", "restore it, or remove it to start with fresh arrays"
             )
-        return found[2]
+        return {**found[2], **lasting}
 
     def keep(self, key: str, reply: TrainReply, state: Arrays) -> None:
         reply_pieces, state_pieces = encode_reply(reply), pack_arrays({}, state)
         header = {"key": key, "reply": size(reply_pieces)}
         pieces = [*parts(header), *reply_pieces, *state_pieces]
+        self._keep_lasting(state)
         # a round that is trained again follows a state before it: nothing newer counts, also when this is killed here
         self._remove(number for number in self.rounds() if number > reply.round)
         _write(self._folder / _name(reply.round), pieces)
@@ -105,6 +112,31 @@ class DiskMemory(SiteMemory):
         self._remove(self.rounds()[:-_KEPT])
         if self._checkpoints is not None:
             self._checkpoints.clear()
+
+    def _lasting(self) -> dict[str, Any]:
+        path = self._folder / _LASTING
+        try:
+            content = memoryview(path.read_bytes())
+            body, digest = content[:-_DIGEST], content[-_DIGEST:]
+            if sha256(body).digest() != digest:
+                raise RunError.at(path, "does not fit its SHA-256")
+            return unpack_arrays(body)[1]
+        except FileNotFoundError:
+            return {}
+        except (OSError, RunError) as error:
+            what = f"is damaged: which images this site showed cannot be told ({error})"
+            raise RunError.at(path, what, "restore it from the backup, or start another run") from error
+
+    def _keep_lasting(self, state: Arrays) -> None:
+        """Before the answer that follows from them is kept, or sent. RunError when one is another than before."""
+        before = self._lasting()
+        found = {name: array for name, array in state.items() if name.startswith(LASTING)}
+        changed = [name for name in before.keys() & found.keys() if not np.array_equal(before[name], found[name])]
+        if changed:
+            what = f"{', '.join(sorted(changed))} would change, which stays as it is for the whole run"
+            raise RunError.at(f"run {self._folder.name}", what, "nothing was sent; go on with the next round")
+        if found.keys() - before.keys():
+            _write(self._folder / _LASTING, pack_arrays({}, {**before, **found}))
 
     def _remove(self, rounds: Iterable[int]) -> None:
         for number in rounds:

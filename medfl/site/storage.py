@@ -1,7 +1,8 @@
 """What a site's agent keeps in HOME/work: how much of it there is, and what of finished or forgotten runs makes way.
 
 Of a run that nothing was written of for long the answers, private arrays and checkpoints go. What stays is small: which
-sums the site helped to open, and that something is gone, so that nobody goes on with the run as if it were not.
+sums the site helped to open, which images it showed, and that something is gone, so that nobody goes on with the run as
+if it were not.
 """
 
 import re

@@ -24,11 +24,12 @@ class SiteMemory(ABC):
 
     @abstractmethod
     def state(self, round_: int) -> Arrays:
-        """The site's private arrays as they were before a round."""
+        """The site's private arrays as they were before a round, and those that last (`LASTING`) as they are now."""
 
     @abstractmethod
     def keep(self, key: str, reply: TrainReply, state: Arrays) -> None:
-        """A round's answer and the arrays after it; durable when this returns."""
+        """A round's answer and the arrays after it; durable when this returns. RunError when one that lasts would
+        change."""
 
     @abstractmethod
     def opening(self, round_: int, survivors: tuple[str, ...]) -> None:
@@ -52,7 +53,8 @@ class SiteMemory(ABC):
 
 
 class Transient(SiteMemory):
-    """Of a simulation: the journal keeps the arrays, and a channel's end what it opened."""
+    """Of a simulation: the journal keeps the arrays, all of which follow the round that it goes on with, and a
+    channel's end what it opened."""
 
     def __init__(self) -> None:
         self.arrays: Arrays = {}

@@ -183,6 +183,73 @@ def test_the_record_of_opened_sums_is_written_before_it_counts(memory: DiskMemor
     assert json.loads(path.read_text()) == {"4": ["east", "west"]} and path.stat().st_mode & 0o777 == 0o600
 
 
+# what no round takes back
+
+
+class Rewinds(DiskMemory):
+    """The fake: all arrays follow the round."""
+
+    def _lasting(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+def shows(memory: DiskMemory, round_: int, image: int, label: int = 0) -> None:
+    reply = TrainReply("east", round_, Payload("fp32", 1, (b"1234",)), 8, 4, 1, 0.7, 0.5)
+    memory.keep(f"key-{round_}", reply, {"residual": np.zeros(1), f"lasting.shown.{label}": np.full(4, image)})
+
+
+@pytest.mark.parametrize(("kind", "good"), [(DiskMemory, True), (Rewinds, False)])
+def test_an_order_for_an_earlier_round_does_not_take_back_what_lasts(
+    kind: type[DiskMemory], good: bool, tmp_path: Path
+) -> None:
+    for round_ in (1, 2):
+        memory = kind(tmp_path / "runs")
+        memory.begin("run1")
+        shows(memory, round_, 7, label=round_)
+    memory.begin("run1")
+    assert (memory.state(1).keys() == {"lasting.shown.1", "lasting.shown.2"}) == good
+    assert (memory.state(2).keys() == {"residual", "lasting.shown.1", "lasting.shown.2"}) == good
+    # the round after goes on as ever, and another run knows nothing of it
+    assert "residual" in memory.state(3)
+    memory.begin("run2")
+    assert memory.state(1) == {}
+
+
+def test_what_lasts_never_changes_and_is_not_answered_with(memory: DiskMemory) -> None:
+    shows(memory, 1, 7)
+    with pytest.raises(RunError, match=r"lasting\.shown\.0 would change"):
+        shows(again(memory), 2, 8)
+    assert again(memory).reply("key-2") is None and again(memory).rounds() == [1]
+    shows(again(memory), 2, 7)
+    keep(memory, 3)
+    assert again(memory).state(1)["lasting.shown.0"].tolist() == [7] * 4, "a round without it forgets nothing"
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(100)])
+def test_a_damaged_record_of_what_lasts_trains_nothing(content: bytes, memory: DiskMemory) -> None:
+    shows(memory, 1, 7)
+    path = memory._folder / "lasting"
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(content)
+    for ask in (lambda: again(memory).state(2), lambda: shows(again(memory), 2, 7)):
+        with pytest.raises(RunError, match="damaged: which images"):
+            ask()
+
+
+def test_what_lasts_is_on_the_disk_before_the_answer(memory: DiskMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module._write
+
+    def dies(path: Path, *rest: object) -> None:
+        if path.name.startswith("round-"):
+            raise SystemExit
+        real(path, *rest)
+
+    monkeypatch.setattr(module, "_write", dies)
+    with pytest.raises(SystemExit):
+        shows(memory, 1, 7)
+    assert again(memory).state(1)["lasting.shown.0"].tolist() == [7] * 4
+
+
 @pytest.mark.parametrize("run", ["", "../x", "a/b", ".", "a\x00", "a" * 300])
 def test_a_run_is_no_path(run: str, tmp_path: Path) -> None:
     with pytest.raises(RunError):

@@ -16,6 +16,10 @@ from medfl.update.base import Update
 SiteState = MutableMapping[str, npt.NDArray[Any]]
 """A site's private arrays by dotted name ("memory.residual"). They never leave the site."""
 
+LASTING = "lasting."
+"""The names of arrays that stay as they are for the whole run begin with it: an order for a round that was answered
+before takes the others back to how they were, and these not."""
+
 
 class Memory(Plugin[PluginConfig], ABC):
     @abstractmethod
