@@ -75,6 +75,8 @@ class OpenRound:
             update = embedded(Update(update.dense(), update.size), part, size)
         mine.norm = update.norm()
         early, proposal = self._snapshot(reply), self._proposal(reply)
+        # it left the site, whatever becomes of the update
+        mine.prototypes = 0 if proposal is None else len(proposal)
         arrival = Arrival(reply.site, reply.round, update, mine.norm, reply.cases, reply.loss_start)
         verdict = combine([rule.judge(arrival, self._bench) for rule in self._parts.regulator])
         if early is not None:
@@ -84,7 +86,7 @@ class OpenRound:
             verdict = Verdict("refuse", verdict.rule, reason, 0.0)
         if verdict.outcome != "refuse":
             if proposal is not None:
-                self.proposals[reply.site], mine.prototypes = proposal, len(proposal)
+                self.proposals[reply.site] = proposal
             self._take(arrival, verdict, payload)
             if early is not None and self._early is not None:
                 self._early.add(early, self._weight(arrival, verdict))

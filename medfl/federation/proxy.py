@@ -9,8 +9,9 @@ coordinator chooses the old models that sites distil from.
 
 A task begins for the federation with a round in which more than half of the sites that answered tell of a switch that
 it has not followed yet: they told of another one in the present task already, or name a class that nobody named. One
-site alone cannot begin one, nor keep one from beginning. With its next order, a site that told of a switch gets the two
-models and the round since when the present task runs: it takes the best of the task that it has left.
+site alone cannot begin one, nor keep one from beginning. What a site told in an update that did not count (refused,
+late, in a round that moved no model) is not heard; it tells it again. With its next order, a site that told of a switch
+gets the two models and the round since when the present task runs: it takes the best of the task that it has left.
 
 What networks are needed for is passed in (`Workshop`). The rebuilt images are a part of the state, and so of the
 journal: they are to be kept like images of patients.

@@ -102,7 +102,9 @@ class Federation:
         outcome.void = self.short(silent + sum(mine.counts for mine in outcome.sites.values()))
         self.step(outcome, None if outcome.void else self._completed(combined, outcome))
         if self.parts.proxy is not None:
-            admitted = {site: told for site, told in round_.proposals.items() if outcome.sites[site].counts}
+            # what a site told in an update that did not count it tells again
+            heard = round_.proposals.items() if outcome.moved else ()
+            admitted = {site: told for site, told in heard if outcome.sites[site].counts}
             answered = [site for site, mine in outcome.sites.items() if not mine.failure]
             self.parts.proxy.learn(self.round, self.model, admitted, answered)
         failed = [site for site, mine in outcome.sites.items() if mine.failure]

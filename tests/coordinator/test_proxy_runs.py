@@ -1,7 +1,7 @@
 """Whole runs with GLFC's proxy server: the same model in several processes and after a death, and what travels."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import inputs_of, simulate
 from medfl.errors import InputError
 from medfl.federation.proxy import ProxyServer
-from medfl.learning.messages import TrainReply
+from medfl.federation.regulator.base import Verdict
+from medfl.federation.regulator.finite import Finite
+from medfl.learning.messages import SiteFailure, TrainReply
 from medfl.learning.rebuilding import Rebuilder
+from medfl.learning.rules.base import LocalContext
+from medfl.learning.rules.glfc import Glfc
 from medfl.privacy.trust import PROTOTYPES
 from medfl.transport.host import SiteHost
 from medfl.update.base import Payload
@@ -61,6 +65,81 @@ def test_a_run_that_dies_at_a_switch_goes_on_to_the_same_model(
     assert model_bytes(whole) == model_bytes(broken)
     assert records(whole) == records(broken)
     assert not any(record["failed"] or record["refused"] for record in records(whole))
+
+
+# an update that does not count at the switch
+
+LONG = (*PROXIED[:-2], "stop.rounds=6", PROXIED[-1])
+
+
+def tell_once(patch: pytest.MonkeyPatch) -> None:
+    """The fake: what did not count is lost."""
+    real = Glfc._propose
+
+    def once(self: Glfc, context: LocalContext, classes: Sequence[int]) -> None:
+        context.state.pop("glfc.offer", None)
+        context.state.pop("glfc.offered", None)
+        real(self, context, classes)
+
+    patch.setattr(Glfc, "_propose", once)
+
+
+def lose(patch: pytest.MonkeyPatch, how: str) -> None:
+    """East's update of the switch: refused, or late."""
+    train, judge = SiteHost.train, Finite.judge
+
+    def late(self: SiteHost, order: Any, *rest: Any) -> Any:
+        answer, state = train(self, order, *rest)
+        if (order.site, order.round) == ("east", SWITCH):
+            return SiteFailure("east", SWITCH, "was still at work", late=True), state
+        return answer, state
+
+    def refused(self: Finite, arrival: Any, bench: Any) -> Verdict:
+        if (arrival.site, arrival.round) == ("east", SWITCH):
+            return Verdict("refuse", "finite", "a jump", 0.0)
+        return judge(self, arrival, bench)
+
+    if how == "late":
+        patch.setattr(SiteHost, "train", late)
+    else:
+        patch.setattr(Finite, "judge", refused)
+
+
+@pytest.mark.parametrize("good", [True, False])
+@pytest.mark.parametrize("how", ["refused", "late"])
+def test_what_was_lost_at_a_switch_is_made_good_also_over_a_death(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, good: bool
+) -> None:
+    lose(monkeypatch, how)
+    if not good:
+        tell_once(monkeypatch)
+    run, broken = tmp_path / "run", tmp_path / "broken"
+    simulate(tiny.inputs(*LONG), run, Observer(), workers=1)
+    found = records(run)
+    assert [record["round"] for record in found if "east" in record["refused"] | record["failed"]] == [SWITCH]
+    told, down = ([record.get(what, {}) for record in found] for what in ("prototypes", "bytes"))
+    assert ("east" in told[SWITCH - 1]) == (how == "refused"), "what left is recorded, whatever became of the update"
+    assert (told[SWITCH] == {"east": 1}) == good
+    assert (proxy_of(run)["named"]["east"] == [0, 1]) == good
+    # two old models, in the round after
+    extra = down[SWITCH + 1]["down_bytes"] - down[SWITCH + 2]["down_bytes"]
+    models = 2 * 4 * json.loads((run / "summary.json").read_text())["parameters"]
+    assert extra == pytest.approx(models if good else 0, abs=300)
+
+    with pytest.raises(Crash):
+        simulate(tiny.inputs(*LONG), broken, CrashAt("round_finished", SWITCH), workers=1)
+    simulate(inputs_of(broken), broken, Observer(), workers=1, resume=True)
+    assert model_bytes(run) == model_bytes(broken)
+    assert records(run) == records(broken)
+
+
+def proxy_of(run: Path) -> dict[str, Any]:
+    """The proxy server's state at the end, without arrays."""
+    journal = Journal.open(run / "journal.db", read_only=True)
+    kept = journal.state()
+    journal.close()
+    assert kept is not None
+    return dict(kept[0]["proxy"])
 
 
 def test_a_coordinator_that_forgets_its_proxy_server_comes_to_another_model(

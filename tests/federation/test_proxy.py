@@ -286,6 +286,19 @@ def test_a_reply_with_a_wrong_proposal_is_refused_whole_and_others_count() -> No
     assert plain["proxy"]["told"] == {"b": 1} and "proxy.images" in arrays
 
 
+@pytest.mark.parametrize(("quorum", "heard"), [(1, {"a": 1}), (2, {})])
+def test_what_came_in_a_round_that_moved_nothing_is_not_heard(quorum: int, heard: dict[str, int]) -> None:
+    """Its site is told that nothing of it counted, and tells it again: that must not be the class's second time."""
+    made, _ = server()
+    federated = Federation(federation_parts(proxy=made, quorum=quorum), 0, model(0.0))
+    for number in (1, 2):
+        round_ = federated.open(federated.plan(dict.fromkeys("abc", 10)))
+        assert round_.receive(reply("a", number, payload(gradient(1)))).counts == (number == 1 or not heard)
+        outcome = federated.close(round_)
+        assert outcome.moved == (bool(heard) and number == 1)
+        assert federated.counted == federated.state()[0]["proxy"]["told"] == heard
+
+
 def test_prototypes_that_nobody_asked_for_are_refused() -> None:
     federated = federation(None)
     round_ = federated.open(federated.plan(dict.fromkeys("abc", 10)))

@@ -1,6 +1,6 @@
 """What leaves a site for the proxy server, and what can be read off it: the label always, and the image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,10 @@ class Watched(Glfc):
     seen: LocalContext
     alike: bool
 
-    def _propose(self, context: LocalContext) -> None:
+    def _propose(self, context: LocalContext, classes: Sequence[int]) -> None:
         network = context.network
         before = torch.get_rng_state(), network.parameters.detach().clone(), network.gradient.clone()
-        super()._propose(context)
+        super()._propose(context, classes)
         after = torch.get_rng_state(), network.parameters.detach(), network.gradient
         self.alike = all(map(torch.equal, before, after)) and network.module.training
 
@@ -161,21 +161,25 @@ class Watched(Glfc):
 class Hospital:
     """One site with two classes a task and two rounds for each."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, kind: type[Watched] = Watched, **settings: Any) -> None:
         rng = np.random.default_rng(2)
         means = [smooth(rng, EDGE) for _ in range(4)]
         self.labels = np.repeat(np.arange(4), 9)
         noise = 0.3 * rng.normal(size=(len(self.labels), 1, EDGE, EDGE))
         self.rows = Pictures(np.stack([means[label] for label in self.labels]) + noise, self.labels)
-        self.rule = Watched(GlfcConfig(old_model="proxy", prototype_size=EDGE, **settings))
+        self.rule = kind(GlfcConfig(old_model="proxy", prototype_size=EDGE, **settings))
         plan = plugin(PLANS, "class_stream", classes_per_task=2, rounds_per_task=2)
         self.made = SiteExecutor(local_parts(Reader(4, EDGE), plan=plan, rules=[self.rule], batch_size=9), CPU)
         self.model = self.made.network.store()
         self.state: SiteState = {}
+        self.counted = 0
 
-    def round(self, number: int, name: str = "a", **old_models: Any) -> TrainReply:
+    def round(self, number: int, name: str = "a", counts: bool = True, **old_models: Any) -> TrainReply:
+        """counts: whether the coordinator admits the update, as later orders tell."""
         self.state |= {f"local.old_models.{key}": value for key, value in old_models.items()}
-        return self.made.train(site(name, self.rows), TrainOrder(name, number, values(0.2, 2)), self.model, self.state)
+        order = TrainOrder(name, number, values(0.2, 2), counted=self.counted)
+        self.counted = number if counts else self.counted
+        return self.made.train(site(name, self.rows), order, self.model, self.state)
 
 
 def sent(reply: TrainReply) -> list[Vector]:
@@ -191,6 +195,51 @@ def test_a_site_tells_of_its_new_classes_in_its_first_round_and_at_each_switch()
     labels = [[label_of(row, shape(4)) for row in sent(made.round(number))] for number in (1, 2, 3, 4)]
     assert labels == [[0, 1], [], [2, 3], []]
     assert made.rule.alike, "the network, its gradient and torch's generator are as before"
+
+
+class TellsOnce(Watched):
+    """The fake: what did not count is lost."""
+
+    def begin(self, context: LocalContext) -> None:
+        context.state.pop("glfc.offer", None)
+        context.state.pop("glfc.offered", None)
+        super().begin(context)
+
+
+def told_while_nothing_counts(kind: type[Watched]) -> list[list[Vector]]:
+    made = Hospital(kind)
+    return [sent(made.round(number, counts=number not in (1, 3))) for number in (1, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize(("kind", "good"), [(Watched, True), (TellsOnce, False)])
+def test_what_did_not_count_is_told_again_bit_for_bit_until_it_did(kind: type[Watched], good: bool) -> None:
+    first, again, switch, later, done = told_while_nothing_counts(kind)
+    assert len(first) == len(switch) == 2 and not done
+    assert (len(again) == 2 and np.array_equal(first, again)) == good
+    assert (len(later) == 2 and np.array_equal(switch, later)) == good
+
+
+def test_what_did_not_count_before_a_switch_is_told_with_what_is_new() -> None:
+    made = Hospital()
+    first, again = (sent(made.round(number, counts=False)) for number in (1, 2))
+    both = sent(made.round(3, counts=False))
+    assert [label_of(row, shape(4)) for row in both] == [0, 1, 2, 3]
+    assert np.array_equal(first, again) and np.array_equal(first, both[:2])
+    assert np.array_equal(both, sent(made.round(4))) and not sent(made.round(5))
+    assert not {"glfc.offer", "glfc.offered"} & made.state.keys(), "what counted is not kept"
+
+
+@pytest.mark.parametrize(("counts", "told"), [(True, 0), (False, 2)])
+def test_a_site_that_lost_its_arrays_does_not_tell_again_what_was_heard(counts: bool, told: int) -> None:
+    """The coordinator would refuse it for a class's second time, and be told it again in every round to come."""
+    made = Hospital()
+    made.round(1, counts=counts)
+    made.state.clear()
+    assert len(sent(made.round(2))) == told
+    before = dict(made.state)
+    made.round(3, counts=counts)
+    made.state = before
+    assert [label_of(row, shape(4)) for row in sent(made.round(4))] == [2, 3][:told]
 
 
 def test_without_a_proxy_server_nothing_is_told() -> None:
@@ -296,4 +345,5 @@ def test_a_killed_training_at_a_switch_tells_the_same(tmp_path: Path) -> None:
         training.run(Dying(tmp_path / "kept", 2))
     found = training.run(FileEpochStore(tmp_path / "kept", "run", min_seconds=0))
     assert same(found, expected)
-    assert len(sent(expected[0])) == 2 and np.array_equal(sent(found[0]), sent(expected[0]))
+    # no order says that the first round's counted
+    assert len(sent(expected[0])) == 4 and np.array_equal(sent(found[0]), sent(expected[0]))

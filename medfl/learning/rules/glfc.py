@@ -24,20 +24,24 @@ once there is an old model, one over all.
 
 With `old_model: proxy`, as in the paper, the coordinator chooses. In its first round and at each switch a site sends
 the gradient of a small common encoder (LeNet; drawn from the study's seed, never trained) for one image of each class
-that is new to it: the one nearest to the class's mean, perturbed through noisy features. The coordinator's proxy server
-rebuilds images from these gradients (`rebuilt_images` a class in all, L-BFGS), scores each round's model on them, and
-keeps the best of the federation's present task and of the one before. Both come to the site with its next order, and it
-distils from the best of the task that it has left; in the round of the switch, from the model that it received.
+that is new to it: the one nearest to the class's mean, perturbed through noisy features. It sends the same gradients
+again with each update until one of them counted, as one that is refused or late does not. The coordinator's proxy
+server rebuilds images from these gradients (`rebuilt_images` a class in all, L-BFGS), scores each round's model on
+them, and keeps the best of the federation's present task and of the one before. Both come to the site with its next
+order, and it distils from the best of the task that it has left; in the round of the switch, from the model that it
+received.
 
 **This leaks on purpose.** A gradient gives its class away (the last layer's row with the least sum), and the image: the
 coordinator rebuilds it, and its journal keeps what was rebuilt. The noise follows the study's seed and protects nobody.
 A hospital's policy must allow it (`prototypes_may_leave`; simulations need not be told), and nothing that is to hide
-single updates goes with it. Bytes: 4 a value of the encoder and new class up, at a switch; two models down, once after.
-The encoder has 11 thousand values and 769 a class for grey images of 32 pixels. State at the coordinator: two vectors
-and the images. Work there: `rebuilt_images` times `rebuild_iterations` gradients a class in the whole run, whoever
-sends how much, and one pass over the images a round.
+single updates goes with it. Of a class a site never shows a second image in a run, also when it is asked for a round
+again. Bytes: 4 a value of the encoder and new class up, at a switch; two models down, once after. The encoder has 11
+thousand values and 769 a class for grey images of 32 pixels. State at a site: the gradients until they counted, and a
+digest a class. State at the coordinator: two vectors and the images. Work there: `rebuilt_images` times
+`rebuild_iterations` gradients a class in the whole run, whoever sends how much, and one pass over the images a round.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 _NEW, _OLD, _STAGE, _ENTROPY = "glfc.new_classes", "glfc.old_classes", "glfc.stage", "glfc.entropy"
 _BEST_MODEL, _OLD_MODEL = "glfc.best_model", "glfc.old_model"
 _ROUND, _LEFT = "glfc.round", "glfc.left"
+_OFFER, _OFFERED = "glfc.offer", "glfc.offered"
 _TARGETS, _IS_OLD = "glfc.targets", "glfc.is_old"
 
 
@@ -103,17 +108,30 @@ class Glfc(LocalRule):
         if self.config.old_model == "own":
             state[_BEST_MODEL] = best
         else:
+            # of a site that lost its arrays of a round that counted, that round was heard
+            known = context.counted <= state.get(_ROUND, np.zeros(1))[0]
             _take_chosen(context, switched)
-            if first or switched:
-                self._propose(context)
+            self._propose(context, state[_NEW].tolist() if known and (first or switched) else [])
         self._prepare(context)
 
-    def _propose(self, context: LocalContext) -> None:
-        """Leave what the proxy server is told of the new classes among what is sent."""
+    def _propose(self, context: LocalContext, classes: Sequence[int]) -> None:
+        """Leave what the proxy server is told of these classes among what is sent, after what it was told of others in
+        updates that did not count."""
+        import torch
+
         from medfl.learning.prototypes import prototypes
 
-        size, noise = self.config.prototype_size, self.config.prototype_noise
-        context.scratch[PROTOTYPES], _ = prototypes(context, context.state[_NEW].tolist(), size, noise)
+        state = context.state
+        rows, rounds = state.pop(_OFFER, None), state.pop(_OFFERED, np.zeros(0, np.int64))
+        waits = rounds > context.counted
+        offer, rounds = [] if rows is None else [rows[waits]], rounds[waits]
+        found, _ = prototypes(context, classes, self.config.prototype_size, self.config.prototype_noise)
+        if len(found):
+            offer.append(found.numpy())
+            rounds = np.append(rounds, np.full(len(found), context.round))
+        if len(rounds):
+            state[_OFFER], state[_OFFERED] = np.concatenate(offer), rounds
+            context.scratch[PROTOTYPES] = torch.from_numpy(state[_OFFER])
 
     def _switched(self, context: LocalContext) -> bool:
         """Whether the site's task is another than in its last round; False in its first."""
