@@ -16,7 +16,6 @@ Everything is readable by its owner only.
 import hashlib
 import hmac
 import json
-import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -32,12 +31,10 @@ from medfl.folders import SITE, require
 from medfl.site.participation import Participation
 from medfl.study.load import load_site_file
 from medfl.study.model import Site
-from medfl.study.yaml_text import parse
+from medfl.study.yaml_text import rewritten
 
 FOLDERS = ("pki", "studies", "ledgers", "cache", "work")
 _SALT_BYTES = 32
-_DATA = re.compile(r"^data:.*$", re.MULTILINE)
-_MANIFEST = re.compile(r"""\bmanifest:\s*("[^"\n]*"|'[^'\n]*'|[^,}\n#]*[^,}\n#\s])""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,26 +178,10 @@ def _copy(path: Path) -> str:
     """The site file's text, comments and all, with the paths of its images made absolute."""
     site = load_site_file(path)
     _require_real(site, path)
-    text = path.read_text(encoding="utf-8")
-    # JSON text is YAML text
-    if site.data is not None:
-        text = _DATA.sub(lambda _: f"data: {json.dumps(str(site.data))}", text, count=1)
-    manifests = [str(entry.manifest) for entry in site.shared]
-    following = iter(manifests)
-    text = _MANIFEST.sub(lambda _: f"manifest: {json.dumps(next(following, ''))}", text)
-    copied = _paths_in(text)
-    for key, there in (("data", None if site.data is None else str(site.data)), ("shared", manifests)):
-        if copied.get(key) != there:
-            raise StudyError.at(
-                f"{path}: {key}", "is written in a way that cannot be copied", "write it on a line of its own"
-            )
-    return text
-
-
-def _paths_in(text: str) -> dict[str, Any]:
-    """The paths of images in a site file; nothing where it cannot be read."""
+    paths: dict[tuple[str | int, ...], str] = {} if site.data is None else {("data",): str(site.data)}
+    paths |= {("shared", number, "manifest"): str(entry.manifest) for number, entry in enumerate(site.shared)}
     try:
-        found = parse(text)
-    except ValueError:
-        return {}
-    return {"data": found.get("data"), "shared": [entry["manifest"] for entry in found.get("shared") or ()]}
+        return rewritten(path.read_text(encoding="utf-8"), paths)
+    except ValueError as error:
+        what = f"its paths are written in a way that cannot be copied: {error}"
+        raise StudyError.at(path, what, "write each path out, on a line of its own, without anchors") from error

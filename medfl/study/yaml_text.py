@@ -1,6 +1,8 @@
 """YAML as users of studies expect it: 1e-3 is a number, and a key that is there twice is a fault."""
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -33,3 +35,37 @@ def parse(text: str) -> Any:
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def rewritten(text: str, values: Mapping[tuple[str | int, ...], str]) -> str:
+    """The YAML text with other strings at these places (keys, and numbers of items), and with every other character as
+    it was. ValueError when that cannot be done, or would say anything else but these strings anew."""
+    expected, root = parse(text), yaml.compose(text, Loader=_Loader)
+    found = set()
+    for path, value in values.items():
+        node = _node(root, path)
+        # JSON text is YAML text
+        found.add((node.start_mark.index, node.end_mark.index, json.dumps(value)))
+        _set(expected, path, value)
+    for start, end, written in sorted(found, reverse=True):
+        text = text[:start] + written + text[end:]
+    if parse(text) != expected:
+        raise ValueError("other values would change with it")
+    return text
+
+
+def _node(root: Any, path: tuple[str | int, ...]) -> yaml.ScalarNode:
+    for part in path:
+        if isinstance(root, yaml.SequenceNode) and isinstance(part, int):
+            root = root.value[part]
+        elif isinstance(root, yaml.MappingNode):
+            root = next((value for key, value in root.value if key.value == part), None)
+    if not isinstance(root, yaml.ScalarNode):
+        raise ValueError(f"{'.'.join(map(str, path))} is not written out")
+    return root
+
+
+def _set(target: Any, path: tuple[str | int, ...], value: str) -> None:
+    for part in path[:-1]:
+        target = target[part]
+    target[path[-1]] = value

@@ -1,6 +1,7 @@
 """A site's home: the hospital's file, its patients' keys, and nothing that others can open."""
 
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from medfl.data.base import Case
 from medfl.errors import InputError, MedflError, RunError, StudyError
+from medfl.site import home as homes
 from medfl.site.home import SiteHome
 
 SITE = "# the steward's words\nname: north\ndata: images # here\npolicy: {minimum_cases: 8}\n"
@@ -42,8 +44,11 @@ def test_everything_is_the_owners_alone(home: SiteHome):
     [
         ("name: north\nfault: {kind: nan}\n", "is for simulations"),
         ("name: coordinator\n", "has a meaning of its own"),
-        ("{name: north, data: images}\n", "write it on a line of its own"),
-        ("name: north\ndata:\n  images\n", "write it on a line of its own"),
+        (
+            "name: north\ndata: &there images\nshared: [{manifest: *there, consent: v}]\n",
+            "anchors",
+        ),
+        ("name: north\ndata: |\n  images\npolicy: {minimum_cases: 8}\n", "a line of its own"),
     ],
 )
 def test_a_file_that_will_not_do_leaves_nothing(tmp_path: Path, text: str, said: str):
@@ -51,6 +56,40 @@ def test_a_file_that_will_not_do_leaves_nothing(tmp_path: Path, text: str, said:
     with pytest.raises(StudyError, match=said):
         SiteHome.create(tmp_path / "home", tmp_path / "north.yaml")
     assert not (tmp_path / "home").exists()
+
+
+CONSENT = "DUA 7, images of manifest: cohort-B only, until 2027"
+TRICKY = [
+    f"name: north\nshared:\n  - {{manifest: a.json, consent: '{CONSENT}'}}\n",
+    f"name: north\nshared:\n  - {{consent: '{CONSENT}', manifest: a.json}}\n",
+    f"name: north\nshared:  # manifest: b.json\n  - consent: >-\n      {CONSENT}\n    manifest: a.json\n",
+    f"{{name: north, data: images, shared: [{{'manifest': 'a.json', consent: \"{CONSENT}\"}}]}}\n",
+    f"name: north\ndata:\n  images\nshared: [{{? manifest : a.json, consent: '{CONSENT}'}}]\n",
+]
+
+
+def by_pattern(text: str, values: dict[tuple[str | int, ...], str]) -> str:
+    """The fake: looks for the key's name, wherever it is."""
+    following = iter(values.values())
+    return re.sub(r"\bmanifest:\s*[^,}\n]*", lambda _: f"manifest: {json.dumps(next(following, ''))}", text)
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_no_other_word_of_the_file_is_changed(tmp_path: Path, text: str):
+    (tmp_path / "north.yaml").write_text(text)
+    site = SiteHome.create(tmp_path / "home", tmp_path / "north.yaml").site
+    assert [(entry.manifest, entry.consent) for entry in site.shared] == [(tmp_path / "a.json", CONSENT)]
+    copied = (tmp_path / "home" / "site.yaml").read_text()
+    for path in (tmp_path / "a.json", tmp_path / "images"):
+        copied = copied.replace(json.dumps(str(path)), path.name)
+    assert copied == text.replace("'a.json'", "a.json")
+
+
+def test_a_copy_by_pattern_would_change_the_consent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(homes, "rewritten", by_pattern)
+    (tmp_path / "north.yaml").write_text(TRICKY[0])
+    site = SiteHome.create(tmp_path / "home", tmp_path / "north.yaml").site
+    assert site.shared[0].consent != CONSENT
 
 
 def test_a_home_is_made_once_and_opened_where_there_is_one(home: SiteHome, tmp_path: Path):
