@@ -79,7 +79,7 @@ class SiteExecutor:
         self.local = FlatNetwork(local, device) if any(True for _ in local.parameters()) else None
         self._fresh_local = self.local.store() if self.local else None
         parts.pipeline.codec.bind(self.network.layout)
-        parts.plan.bind(parts.task.config.classes)
+        parts.plan.bind(parts.task.config.classes, parts.seed)
         parts.submodel.bind(setup_of(parts.task, parts.seed, self.network.layout))
         self._private = PrivateSites(self.network, parts.task)
 

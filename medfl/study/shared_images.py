@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medfl.data.base import Case, Datalist, lent
+from medfl.data.copies import copies, place_of
 from medfl.data.split import refuse_split_patients
 from medfl.errors import DataError, Faults, StudyError
 from medfl.study.fitting import require_classes, require_task
@@ -22,15 +23,16 @@ def reads_shared(study: Study) -> bool:
 
 
 def shared_cases(
-    study: Study, site: Site, own: Sequence[Case], tested: Sequence[Case], prefix: str
+    study: Study, site: Site, own: Sequence[Case], tested: Sequence[Case], prefix: str, stamps: Path
 ) -> tuple[Case, ...]:
     """The lent training cases of a site, in the order of its file.
 
     own: all cases of the site. tested: the validation and test cases of all sites that are known here. prefix: what
-    stands before the identifiers of the site's own patients.
+    stands before the identifiers of the site's own patients. stamps: where hashes of files are remembered.
 
-    StudyError when the file names none, or they do not fit the study; DataError when one of them is, or shows a patient
-    who is, in the site's validation or test images, when an image is tested on elsewhere, or is there twice.
+    StudyError when the file names none, or they do not fit the study; DataError when one of them shows a patient who is
+    in the site's validation or test images, when an image is tested on here or elsewhere or is a copy of one that is
+    (`medfl.data.copies`), or is there twice.
     """
     if not site.shared:
         raise StudyError.at(
@@ -45,7 +47,7 @@ def shared_cases(
         for case in _for_training(study, site, entry)
     ]
     refuse_split_patients([*own, *found])
-    _refuse_known_images(site, found, own, tested)
+    _refuse_known_images(site, found, own, tested, stamps)
     return tuple(found)
 
 
@@ -84,12 +86,16 @@ def _for_training(study: Study, site: Site, entry: SharedImages) -> list[Case]:
     return found
 
 
-def _refuse_known_images(site: Site, found: Sequence[Case], own: Sequence[Case], tested: Sequence[Case]) -> None:
-    faults, places = Faults(), [_place(case) for case in found]
-    held = {_place(case) for case in tested}
-    trained = Counter([*places, *(_place(case) for case in own if case.split == "train")])
+def _refuse_known_images(
+    site: Site, found: Sequence[Case], own: Sequence[Case], tested: Sequence[Case], stamps: Path
+) -> None:
+    faults, places = Faults(), [place_of(case) for case in found]
+    held = {place_of(case) for case in tested}
+    copied = [place_of(case) for case in copies(found, tested, stamps)]
+    trained = Counter([*places, *(place_of(case) for case in own if case.split == "train")])
     wrong = {
         "are validation or test images of a site": [at for at in places if at in held],
+        "are copies of validation or test images of a site": [at for at in copied if at not in held],
         "are there twice, or are the site's own": [at for at in dict.fromkeys(places) if trained[at] > 1],
     }
     for what, which in wrong.items():
@@ -102,8 +108,3 @@ def _refuse_known_images(site: Site, found: Sequence[Case], own: Sequence[Case],
                 "leave them out of the manifest",
             )
     faults.raise_if_any(DataError)
-
-
-def _place(case: Case) -> tuple[Path, str, int | None]:
-    """The image itself, whatever it is called."""
-    return case.image.resolve(), case.array, case.index

@@ -291,8 +291,9 @@ def _shared(
         if name == POOLED:
             continue
         prefix = f"{name}/" if _has_own_lists(inputs) else ""
+        site, stamps = files.get(name, Site(name=name)), inputs.cache / "stamps"
         try:
-            found[name] = shared_cases(inputs.study, files.get(name, Site(name=name)), cases[name], tested, prefix)
+            found[name] = shared_cases(inputs.study, site, cases[name], tested, prefix, stamps)
         except InputError as error:
             faults.extend(error.faults)
     faults.raise_if_any(InputError)

@@ -29,7 +29,7 @@ class AllAtOnce(ClassStream):
 
 def stream(**settings: Any) -> ClassStream:
     made: ClassStream = plugin(PLANS, "class_stream", **settings)
-    made.bind(CLASSES)
+    made.bind(CLASSES, 0)
     return made
 
 
@@ -90,7 +90,7 @@ def test_a_site_without_present_classes_stays_with_what_it_had() -> None:
 )
 def test_nothing_of_classes_to_come_is_used(labels: list[int], each: int, rounds: int, round_: int, kept: int) -> None:
     def early(plan: ClassStream) -> bool:
-        plan.bind(CLASSES)
+        plan.bind(CLASSES, 0)
         task = (round_ - 1) // rounds
         chosen = np.arange(len(labels))[:kept]
         chosen = chosen[np.array(labels, np.int64)[chosen] // each <= task]

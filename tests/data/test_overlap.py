@@ -31,6 +31,7 @@ from medfl.site.home import SiteHome
 from medfl.site.studies import refusals
 from medfl.site.summary import summary
 from medfl.site.withdrawal import withdraw
+from medfl.study import shared_images
 from medfl.study.load import load_site_file, load_sites, load_study
 from medfl.study.shared_images import offered
 from medfl.study.sources import RunInputs, assign_cases, load_site_data, own_cases
@@ -86,6 +87,34 @@ def test_a_round_draws_a_share_of_the_own_samples_anew(redundancy: float, expect
         assert len({tuple(found) for found in rounds}) > 1 and elsewhere.tolist() != rounds[0].tolist()
         # the fake that draws the same each time leaves most of the set unused
         assert len(set(np.concatenate(rounds))) > len(set(rounds[0])) or expected > 20
+
+
+class Unseeded(Overlap):
+    """The fake: draws by site and round alone."""
+
+    def bind(self, classes: Sequence[str], seed: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("plan", "right"), [(Overlap, True), (Unseeded, False)])
+def test_studies_with_other_seeds_draw_other_images(plan: type[Overlap], right: bool) -> None:
+    found = []
+    for seed in (0, 1, 1, 2**32 - 1):
+        one = plan(OverlapConfig(redundancy=1))
+        one.bind(["a", "b"], seed)
+        found.append(tuple(one.drawn("a", 1, np.arange(10), np.arange(10, 60))))
+    assert found[1] == found[2] and (len(set(found)) == 3) == right
+
+
+@pytest.mark.parametrize(("plan", "right"), [(Overlap, True), (Unseeded, False)])
+def test_the_study_s_seed_comes_to_the_plan(plan: type[Overlap], right: bool) -> None:
+    drawn = []
+    for seed in (1, 2):
+        one = plan(OverlapConfig(redundancy=1))
+        sites = [SiteData("a", {"train": Keyed(8, 40)}, lent={"shared-1": 40})]
+        Federated(Classifier(3, 3), sites, federation_parts(), plan=one, seed=seed)
+        drawn.append(one.drawn("a", 1, np.arange(10), np.arange(10, 60)).tolist())
+    assert (drawn[0] != drawn[1]) == right
 
 
 class CountsShared(Overlap):
@@ -217,6 +246,29 @@ def test_an_image_that_any_site_tests_on_is_refused(tiny: Any, tmp_path: Path) -
             "the file of site east: shared",
             "the file of site west: shared",
         }
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_copy_of_an_image_that_is_tested_on_is_refused(
+    tiny: Any, public: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    """Handed over as hospitals do: as files of their own, with other names and other patients."""
+    cases = assign_cases(tiny.inputs()).cases
+    share(tiny, public)
+    copied, first = public.parent / "handed-over.png", load_datalist(public).cases[0].key
+    edit(public, lambda case: replace(case, image=copied) if case.key == first else case)
+    for chosen, allowed in (("train", True), (split, False)):
+        (given, *_) = [case for case in cases["south"] if case.split == chosen]
+        copied.write_bytes(given.image.read_bytes())
+        if allowed:
+            assert copied in {case.image for case in assign_cases(tiny.inputs(OVERLAP)).cases["east"]}
+            continue
+        with pytest.raises(InputError, match=r"1 images are copies of validation or test images.*handed-over") as told:
+            assign_cases(tiny.inputs(OVERLAP))
+        assert len(told.value.faults) == len(SITES)
+    # the fake that goes by places alone lets it through
+    monkeypatch.setattr(shared_images, "copies", lambda *_: [])
+    assert assign_cases(tiny.inputs(OVERLAP)).cases["east"]
 
 
 def test_an_image_twice_is_refused(tiny: Any, public: Path) -> None:

@@ -34,8 +34,9 @@ class DataPlan(Plugin[C], ABC):
         """
         return tuple(case for case in cases if case.site == site and case.split == "train")
 
-    def bind(self, classes: Sequence[str]) -> None:
-        """Told once of the task's classes, in the order of the label numbers; StudyError when the plan names others."""
+    def bind(self, classes: Sequence[str], seed: int) -> None:
+        """Told once, ahead of `indices`, of the task's classes, in the order of the label numbers, and of the study's
+        seed, which what a plan draws must hang on; StudyError when the plan names other classes."""
 
     @abstractmethod
     def indices(self, site: str, round: int, labels: Indices, state: Mapping[str, Array]) -> Indices:

@@ -71,7 +71,7 @@ class ClassStream(DataPlan[ClassStreamConfig]):
         super().__init__(config)
         self._task_of = np.zeros(0, np.int64)
 
-    def bind(self, classes: Sequence[str]) -> None:
+    def bind(self, classes: Sequence[str], seed: int) -> None:
         faults = list(self.config.faults(classes))
         if faults:
             raise StudyError(*faults)

@@ -17,7 +17,8 @@ public set of 1,600 28, 21, 18, 16, 14; of 200 28, 22, 20, 20, 34.
     shared: [{manifest: ../public/datalist.json, consent: "DUA 2026-11, ethics vote 12/26"}]
 
 They are added to the training images alone. What a manifest holds for validation or test is left out; a patient or an
-image that the site keeps for its own validation or test is refused. A site's weight stays its own cases: shared ones
+image that the site keeps for its own validation or test is refused, and so is a copy of one, byte for byte
+(`medfl.data.copies`). A site's weight stays its own cases: shared ones
 are counted apart, and told with their consent. A site without the entry is refused; other studies never open these
 files. Costs the storage of S_j, and local epochs of 1 + mu times the cases; no bytes a round.
 """
@@ -47,6 +48,13 @@ class OverlapConfig(PluginConfig):
 class Overlap(DataPlan[OverlapConfig]):
     Config = OverlapConfig
 
+    def __init__(self, config: OverlapConfig) -> None:
+        super().__init__(config)
+        self._seed = 0
+
+    def bind(self, classes: Sequence[str], seed: int) -> None:
+        self._seed = seed
+
     def hold(
         self, site: str, cases: Sequence[Case], sites: Sequence[str], shared: Sequence[Case] = ()
     ) -> tuple[Case, ...]:
@@ -57,7 +65,7 @@ class Overlap(DataPlan[OverlapConfig]):
 
     def drawn(self, site: str, round: int, own: Indices, lent: Indices) -> Indices:
         wanted = min(len(lent), int(self.config.redundancy * len(own) + 0.5))
-        rng = np.random.default_rng([zlib.crc32(b"overlap"), zlib.crc32(site.encode()), round])
+        rng = np.random.default_rng([zlib.crc32(b"overlap"), zlib.crc32(site.encode()), round, self._seed])
         return np.sort(np.concatenate([own, rng.choice(lent, wanted, replace=False)]))
 
     def unique(self, site: str, round: int, samples: SampleSet, indices: Indices) -> int:
