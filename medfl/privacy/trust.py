@@ -29,16 +29,33 @@ PLACES = "which values of each site's update are the largest, by name of the sit
 """What the coordinator sees beside a sealed update in a study whose sub-model tells places."""
 PROTOTYPES = "gradients of single perturbed images, which give their classes away and from which images were rebuilt"
 """What leaves a site in a study with GLFC's proxy server, beside what leaves it in any."""
+SNAPSHOTS = "how each site's model had changed by a step of the round that the coordinator chooses"
+"""What leaves a site beside its update in a study whose schedule has snapshots."""
+PROBES = "each site's losses of models that the coordinator chooses, on training images"
+"""What leaves a site where the schedule reads losses."""
 
 
-def privacy_statement(channel: str = "clear", *, places: bool = False, prototypes: bool = False) -> dict[str, Any]:
+def privacy_statement(
+    channel: str = "clear",
+    *,
+    places: bool = False,
+    prototypes: bool = False,
+    snapshots: bool = False,
+    probes: bool = False,
+) -> dict[str, Any]:
     """What a run without a privacy mechanism may say: nothing is promised, everything is listed. places: whether sites
-    say beside a sealed update where it is large. prototypes: whether the study has a proxy server."""
+    say beside a sealed update where it is large. prototypes: whether the study has a proxy server. snapshots: whether a
+    second vector leaves with each update. probes: whether the schedule reads losses on training images."""
     covered = ["each site's update" if channel == "clear" else "the sum of the sites' updates"]
     seen = {"updates": _SEES.get(channel, f"as the channel {channel} says")}
     if places and channel != "clear":
         covered.append(PLACES)
         seen["updates"] += f"; the coordinator also sees {PLACES}"
+    if snapshots:
+        covered.append(SNAPSHOTS)
+        seen["updates"] += f"; the coordinator also sees {SNAPSHOTS}"
+    if probes:
+        covered.append(PROBES)
     if prototypes:
         covered.append(PROTOTYPES)
         seen["images"] = "the coordinator, which rebuilds them from their gradients"

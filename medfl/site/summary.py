@@ -179,6 +179,14 @@ class _View:
             yield f"with it: {', '.join(self._beside())}"
             if self._study.tells_places:
                 yield self._places_line()
+            if self._study.sends_snapshots:
+                yield (
+                    "a second vector with each update, in your site's name: how the network had changed by a step of "
+                    "the round that the coordinator chooses; after the first step that is what ONE batch of "
+                    f"{self._study.local.batch_size} training images tells"
+                )
+            if self._study.tells_losses:
+                yield self._probe_line()
             if "private-mask" in self._study.update.submodel.traits():
                 yield (
                     "which of the network's numbers your site keeps, in your site's name: this follows your images and "
@@ -236,6 +244,8 @@ class _View:
             "channel": study.update.channel.kind,
             "tells_places": study.tells_places,
             "prototypes": study.sends_prototypes,
+            "snapshots": study.sends_snapshots,
+            "probes": study.tells_losses and self._site.policy.metrics_may_leave,
             "metrics": self._metrics if self._told() else [],
             "privacy": {
                 "unit": None if mechanism is None else mechanism.unit,
@@ -279,6 +289,17 @@ class _View:
             f"IN THE CLEAR, whatever the channel: which {getattr(submodel, 'share', 1.0):.2%} of the network's numbers "
             "your site would change most, in your site's name; this tells something of your images, and no noise "
             f"covers it (sub-model {submodel.kind})"
+        )
+
+    def _probe_line(self) -> str:
+        if not self._site.policy.metrics_may_leave:
+            return "no loss of the coordinator's models on your training images leaves: your site's policy keeps it"
+        most = getattr(self._study.federation.schedule, "probe_images", None)
+        which = "all" if most is None else f"{most:,}"
+        fewer = "" if most is None else ", or on all where there are no more"
+        return (
+            f"as often as the coordinator asks: the loss of a network that it sends, on {which} of your own training "
+            f"images or more{fewer}: its sum and how many they are, without noise, and nothing else of them"
         )
 
     def _told(self) -> bool:

@@ -86,7 +86,7 @@ def build_local(study: Study) -> "LocalParts":
 def _asked(study: Study) -> frozenset[str]:
     """What orders of the study may hold beside its hyper-parameters."""
     found = set() if study.local.steps is None else {STEPS}
-    if "snapshots" in study.federation.schedule.traits():
+    if study.sends_snapshots:
         found.add(SNAPSHOT)
     if _proxied(study) is not None:
         found.add(OLD_MODELS)

@@ -369,6 +369,12 @@ RULES = (
         "leave update.down out",
     ),
     Rule(
+        "drfa-stream",
+        frozenset({"schedule:reads-losses", "plan:streams-classes"}),
+        "a site's loss is of all its images, of classes that are gone or have not come, too",
+        "use federation.schedule: all, or local.plan: shards",
+    ),
+    Rule(
         "sum-aggregator",
         frozenset({"update:sums", "aggregator:other"}),
         "of updates that are only added there is no more than the sum",

@@ -186,6 +186,16 @@ class Study(Section):
         """Whether gradients of single images leave the sites."""
         return any("sends-prototypes" in rule.traits() for rule in self.local.rules)
 
+    @property
+    def sends_snapshots(self) -> bool:
+        """Whether a second vector leaves with each update: the change of the model up to a step of the round."""
+        return "snapshots" in self.federation.schedule.traits()
+
+    @property
+    def tells_losses(self) -> bool:
+        """Whether the coordinator may ask sites for the loss of its models on their training images."""
+        return "reads-losses" in self.federation.schedule.traits()
+
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 

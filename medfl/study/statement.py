@@ -7,4 +7,10 @@ from medfl.study.model import Study
 
 
 def plain_statement(study: Study) -> dict[str, Any]:
-    return privacy_statement(study.update.channel.kind, places=study.tells_places, prototypes=study.sends_prototypes)
+    return privacy_statement(
+        study.update.channel.kind,
+        places=study.tells_places,
+        prototypes=study.sends_prototypes,
+        snapshots=study.sends_snapshots,
+        probes=study.tells_losses,
+    )

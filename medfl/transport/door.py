@@ -195,7 +195,7 @@ class SiteDoor:
         their losses, and none where the study withholds them."""
         study, where = self._inputs.study, f"site {self.name}"
         mechanism = study.privacy
-        if split == "train" and (mechanism is not None or "reads-losses" not in study.federation.schedule.traits()):
+        if split == "train" and (mechanism is not None or not study.tells_losses):
             raise RunError.at(where, "was asked for metrics on its training images, which the study does not need")
         withheld = mechanism is not None and mechanism.site_metrics == "withheld"
         if withheld and self.name not in study.evaluation.unseen:

@@ -23,6 +23,7 @@ from medfl.learning.messages import (
     TrainOrder,
     TrainReply,
 )
+from medfl.learning.probe import probed
 from medfl.learning.randomness import generator
 from medfl.privacy.channels.base import Identity, Message
 from medfl.study.build import build_codec_changes, build_codec_down, build_local, choose_device
@@ -200,7 +201,7 @@ class SiteHost:
         return reply, state
 
     def evaluate(self, site: str, split: str, model: Payload) -> Statistics:
-        """The task's statistics of the model on a split of a site."""
+        """The task's statistics of the model on a split of a site; of training images the loss alone."""
         self._doors[site].may_evaluate(split)
         samples = self._data[site].splits.get(split)
         if samples is None:
@@ -208,16 +209,16 @@ class SiteHost:
         vector, submodel = self.receive(model), self._executor.parts.submodel
         if "private-mask" in submodel.config.traits():
             vector = submodel.personal(vector, self._memories[site].state(_LATEST))
-        chosen = self._probed(site, samples, vector) if split == "train" else None
-        return self._executor.evaluate(samples, vector, chosen)
+        return self._probe(site, samples, vector) if split == "train" else self._executor.evaluate(samples, vector)
 
-    def _probed(self, site: str, samples: SampleSet, vector: FloatVector) -> Sequence[int] | None:
-        """The training samples on which a schedule wants a model's loss: as many as it says, others for each model."""
-        most = getattr(self._inputs.study.federation.schedule, "probe_images", None)
-        if most is None or most >= len(samples):
-            return None
-        rng = generator(self._inputs.study.seed, "probe", site, zlib.crc32(vector.data))
-        return sorted(rng.choice(len(samples), most, replace=False).tolist())
+    def _probe(self, site: str, samples: SampleSet, vector: FloatVector) -> Statistics:
+        """What a schedule may know of training images: a model's loss on a group of them, drawn for each model."""
+        study, empty = self._inputs.study, self._executor.parts.task.empty()
+        least = getattr(study.federation.schedule, "probe_images", None)
+        dealt = generator(study.seed, "probe-groups", site)
+        drawn = generator(study.seed, "probe", site, zlib.crc32(vector.data))
+        chosen = probed(samples, least, dealt, drawn)
+        return empty | {"loss": self._executor.evaluate(samples, vector, chosen)["loss"]} if chosen else empty
 
     def restore(self, states: Mapping[str, Arrays]) -> None:
         for name, arrays in states.items():

@@ -7,7 +7,7 @@ import pytest
 from toys.proxied import OWN, PROXIED
 
 from medfl.privacy.channels.base import CHANNELS
-from medfl.privacy.trust import PROTOTYPES, QUESTIONS, privacy_statement
+from medfl.privacy.trust import PROBES, PROTOTYPES, QUESTIONS, SNAPSHOTS, privacy_statement
 from medfl.site.summary import Summary, shared_values, summary
 from medfl.study.build import build_mechanism
 from medfl.study.digest import study_hash
@@ -57,7 +57,8 @@ def test_every_sentence_follows_from_the_study(path: Path):
     assert ("NO differential privacy" in protection) == (mechanism is None)
     if mechanism is None:
         assert facts["privacy"]["epsilon"] is facts["privacy"]["unit"] is None
-        covered = privacy_statement(study.update.channel.kind)["not_covered"]
+        fair = study.federation.schedule.kind == "drfa"
+        covered = privacy_statement(study.update.channel.kind, snapshots=fair, probes=fair)["not_covered"]
     else:
         assert f"epsilon {mechanism.config.epsilon:g} at delta {mechanism.config.delta:g}" in protection
         assert ("one patient" in protection) == (mechanism.unit == "patient")
@@ -128,6 +129,27 @@ def test_the_steward_is_told_of_places_that_leave_in_the_clear(channel: str):
     sealed = channel != "clear"
     assert ("which values of each site's update are the largest" in section(found, "Who can see what")) == sealed
     assert any("by name of the site" in item for item in found.facts["privacy"]["not_covered"]) == sealed
+
+
+def test_the_steward_is_told_of_probes_and_snapshots():
+    fair = of("stacks/fairness.yaml")
+    found = summary(fair, SITE, CASES)
+    leaves, protection = section(found, "What leaves your site"), section(found, "How patients are protected")
+    assert (
+        "as often as the coordinator asks" in leaves
+        and "on 512 of your own training images or more, or on all" in leaves
+    )
+    assert "a second vector" in leaves and f"ONE batch of {fair.local.batch_size} training images" in leaves
+    assert PROBES in protection and SNAPSHOTS in protection and SNAPSHOTS in section(found, "Who can see what")
+    assert found.facts["probes"] and found.facts["snapshots"]
+    kept = summary(fair, SITE.model_copy(update={"policy": Policy(metrics_may_leave=False)}), CASES)
+    assert "your site's policy keeps it" in section(kept, "What leaves your site") and not kept.facts["probes"]
+    plain = fair.model_copy(update={"federation": of("pneumonia.yaml").federation})
+    other = summary(plain, SITE, CASES)
+    for said in ("as often as the coordinator asks", "a second vector", PROBES, SNAPSHOTS):
+        assert said not in other.text()
+    assert not other.facts["probes"] and not other.facts["snapshots"]
+    assert "a second vector" not in summary(fair, SITE, {"val": 5, "test": 6}).text(), "it only evaluates"
 
 
 def test_the_steward_is_told_of_a_mask_that_follows_the_images():

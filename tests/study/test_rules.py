@@ -398,6 +398,10 @@ REFUSED_AND_ALLOWED |= {
         lambda: fair({"down": "change"}),
         lambda: fair({"codec_down": "fp16"}),
     ),
+    "drfa-stream": (
+        lambda: with_parts("local", fair(), plan=marked("streams-classes", kind="shards")),
+        lambda: with_parts("local", fair(), plan=marked("shares-data", kind="shards")),
+    ),
     "sum-aggregator": (
         lambda: study(update={"clip": 1}, federation={"aggregator": "trimmed_mean"}),
         lambda: study(update={"clip": 1}, federation={"server": "momentum"}),

@@ -13,6 +13,7 @@ from toys.proxied import PROXIED
 
 from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import Runner, simulate
+from medfl.data.base import lent, origin_of
 from medfl.errors import InputError, MedflError, RunError, StudyError
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, SiteFailure, TrainOrder, TrainReply
@@ -23,7 +24,8 @@ from medfl.privacy.mechanisms.base import Facts, NoisePlan
 from medfl.privacy.mechanisms.patient import PatientNoise, PatientNoiseConfig
 from medfl.site.memory import DiskMemory
 from medfl.study.build import build_codec_down
-from medfl.study.sources import assign_cases
+from medfl.study.sources import assign_cases, load_site_data
+from medfl.tasks.base import fits
 from medfl.transport.door import SiteDoor
 from medfl.transport.host import SiteHost
 from medfl.update.base import Payload, Update
@@ -205,17 +207,19 @@ def test_other_models_beside_the_model_are_for_studies_that_ask_for_them(tiny: A
     assert isinstance(refused, SiteFailure)
 
 
+MANY = ("data.source.cases=120", "data.augment={factor: 2}")
+PROBED = "federation.schedule={kind: drfa, sites: 2, probe_images: 32}"
+
+
 def test_a_probed_site_takes_its_loss_of_some_images_and_of_others_for_another_model(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = tiny.inputs("federation.schedule={kind: drfa, sites: 2, probe_images: 3}")
-    host = SiteHost(inputs, assign_cases(inputs).cases)
-    host.open()
-    model, _ = host.initial_model()
-    code = build_codec_down(inputs.study)
-    coded = [
-        code.encode(Update(each, each.size), np.random.default_rng(0)) for each in (model, model.copy(), model * 1.5)
-    ]
+    host, model = begun(tiny, PROBED, *MANY)
+    samples = host._data["east"].splits["train"]
+    assert samples.cases >= 64 and len(samples) == 2 * samples.cases
+    vector, code = host.receive(model), build_codec_down(host._inputs.study)
+    models = [vector, vector.copy(), *(vector * scale for scale in np.linspace(1.1, 2, 10, dtype=np.float32))]
+    sent = [code.encode(Update(each, each.size), generator(0, "x")) for each in models]
     asked, real = list[Any](), host._executor.evaluate
 
     def watched(samples: Any, vector: Any, indices: Any = None) -> Any:
@@ -223,12 +227,50 @@ def test_a_probed_site_takes_its_loss_of_some_images_and_of_others_for_another_m
         return real(samples, vector, indices)
 
     monkeypatch.setattr(host._executor, "evaluate", watched)
-    found = [host.evaluate(site, "train", each)["loss"][1] for each in coded for site in ("east", "west")]
-    assert found == [3] * 6
-    assert asked[0] == asked[2] != asked[4] and asked[0] != asked[1] == asked[3]
-    assert all(sorted(set(chosen)) == chosen for chosen in asked)
-    host.evaluate("east", "val", coded[0])
+    found = [host.evaluate("east", "train", each)["loss"] for each in sent]
+    assert asked[0] == asked[1] and len({tuple(chosen) for chosen in asked}) > 1
+    keys = [{samples.info(index).key for index in chosen} for chosen in asked]
+    # images, not variants of a few
+    assert [len(named) for named in keys] == [count for _, count in found] and min(map(len, keys)) >= 32
+    host.evaluate("east", "val", model)
     assert asked[-1] is None, "metrics are of all images"
+
+
+def test_of_training_images_nothing_but_the_loss_leaves(tiny: Any) -> None:
+    """Confusion, scores and calibration of a few images are their labels and predictions."""
+    host, model = begun(tiny, PROBED)
+    found, metrics = host.evaluate("east", "train", model), host.evaluate("east", "val", model)
+    empty = host._executor.parts.task.empty()
+    assert fits(found, empty) and found["loss"].all()
+    assert {name for name, values in found.items() if values.any()} == {"loss"}
+    assert {name for name, values in metrics.items() if values.any()} > {"loss"}, "which is what the fake would send"
+
+
+def test_a_probe_is_of_enough_images_or_of_all(tiny: Any) -> None:
+    with pytest.raises(StudyError, match="probe_images"):
+        tiny.inputs("federation.schedule={kind: drfa, probe_images: 31}")
+    host, model = begun(tiny, PROBED)
+    assert host.evaluate("east", "train", model)["loss"][1] == host._data["east"].cases["train"] < 32
+
+
+@pytest.mark.parametrize("plan", ["ring", "overlap"])
+def test_a_probe_leaves_lent_images_out(tiny: Any, plan: str) -> None:
+    host, model = begun(tiny, PROBED, *(["local.plan={kind: ring, redundancy: 1}"] if plan == "ring" else []))
+    if plan == "overlap":
+        data = host._data["east"]
+        cases = assign_cases(host._inputs).cases["east"] + tuple(
+            lent(case, "east", "shared-1") for case in assign_cases(host._inputs).cases["west"] if case.split == "train"
+        )
+        host._data["east"] = load_site_data(host._inputs, "east", cases)
+        assert host._data["east"].cases == data.cases
+    data = host._data["east"]
+    samples = data.splits["train"]
+    assert data.lent and len(samples) > data.cases["train"]
+    own = [index for index in range(len(samples)) if not origin_of(samples.info(index).key)]
+    vector = host.receive(model)
+    expected, all_ = (host._executor.evaluate(samples, vector, chosen)["loss"] for chosen in (own, None))
+    found = host.evaluate("east", "train", model)["loss"]
+    assert found.tolist() == expected.tolist() != all_.tolist()
 
 
 UNION = ("update.submodel={kind: union, share: 0.1}", "update.memory=error_feedback")

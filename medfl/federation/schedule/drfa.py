@@ -4,7 +4,7 @@
 
 Round: draw `sites` sites by lambda, with replacement; the model moves by the plain mean over the draws. Every site also
 sends its model as it was at a common random moment of its local steps; their mean z stands for the whole round. Then
-`sites` other sites, drawn uniformly, say their training loss of z, of a batch of `probe_images`:
+`sites` other sites, drawn uniformly, say their training loss of z, on `probe_images` of their own images:
 
     v_k = (n / m) f_k(z) for the probed sites, else 0
     lambda <- Proj_simplex(lambda + tau gamma v)                             prox = 0
@@ -13,6 +13,9 @@ sends its model as it was at a common random moment of its local steps; their me
 so the worst-off hospital is trained on more often, at some cost of the mean. The snapshot doubles what travels up, the
 probe what travels down. Large `prox` goes back to uniform weights. Compare means over rounds: the last one is noisy.
 The coordinator sees single sites' losses, and what a site is asked for follows them: no differential privacy covers it.
+Of training images a probed site says the sum of the losses and how many they are, nothing else; of fewer than 32 only
+where it has no more, nor are differences of probes of fewer: a site's groups stay the same in a run. Images that it
+trains on and that are not its own have no part in it: f_k is its own loss.
 """
 
 from collections import Counter
@@ -37,7 +40,10 @@ class DrfaConfig(PluginConfig):
     sites: int = Field(5, ge=1, description="draws in a round, with replacement; and sites probed after it")
     gamma: float = Field(0.01, gt=0, description="step of lambda for each local step")
     probe_images: int | None = Field(
-        512, ge=1, description="training images that a probed site takes its loss of, drawn anew; null: all"
+        512,
+        ge=32,
+        description="training images of its own that a probed site takes its loss of, or up to twice as many: one of "
+        "the groups that it deals them out in, drawn anew; all where it has no more, or with null",
     )
     prox: float = Field(0.0, ge=0, description="DRFA-Prox: how strongly lambda is held at uniform")
 
