@@ -14,6 +14,7 @@ import pytest
 from medfl.coordinator import desk as desks
 from medfl.coordinator.desk import NoiseDesk
 from medfl.coordinator.rounds import Course, Rounds
+from medfl.federation.open_round import OpenRound
 from medfl.federation.outcome import RoundOutcome
 from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Verdict
 from medfl.federation.regulator.finite import FiniteConfig
@@ -98,13 +99,13 @@ class BareBitDesk(NoiseDesk):
 class ReopeningRounds(Rounds):
     """Opens a sum, and once more with other noise, for one charge."""
 
-    def _open(self, sum_: RoundSum, outcome: RoundOutcome, course: Course) -> RoundOutcome:
+    def _open(self, sum_: RoundSum, round_: OpenRound, course: Course) -> RoundOutcome:
         end, desk = sum_.end, self.desk
         assert isinstance(end, ClearCoordinator) and desk is not None and end._sum is not None
         kept = end._sum.copy()
-        first = super()._open(sum_, outcome, course)
+        first = super()._open(sum_, round_, course)
         end._sum, end._opened = kept, False
-        permit = Permit(desk._charge(outcome.plan.round, None), "")
+        permit = Permit(desk._charge(first.plan.round, None), "")
         noise = desks.draw(permit, desk.plan.update_noise * sum_.codec.grid.bound, kept.size)
         self.federation.round -= 1
         self._step(first, end.open(lambda _, asked: dict(asked), noise).astype(np.int32), sum_.denominator)
