@@ -42,7 +42,7 @@ class Unmasked(Clear):
     """Wrong: says that it masks, and leaves payloads as they are."""
 
     class Site(ClearSite):
-        def seal(self, round_: int, payload: Payload) -> Payload:
+        def seal(self, round_: int, payload: Payload, part: str = "") -> Payload:
             return Payload("masks", payload.size, payload.buffers)
 
     class Coordinator(ClearCoordinator):

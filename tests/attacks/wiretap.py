@@ -24,7 +24,7 @@ from medfl.federation.summing import Summation
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.executor import SiteExecutor
 from medfl.learning.messages import SiteInfo, TrainOrder
-from medfl.privacy.channels.base import CHANNELS, Channel, Guard, Message, SiteEnd
+from medfl.privacy.channels.base import CHANNELS, Channel, Guard, Message, SiteEnd, part_digest
 from medfl.privacy.grid import BOUND, CLIP, Grid
 from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.memory import MemoryLedger
@@ -90,7 +90,7 @@ class Wire(Transport):
             reply = self._executor.train(self._sites[site], order, vector, {}, disclosure=disclosure)
             assert reply.payload is not None
             self.plain[site] = reply.payload
-            self.sealed[site] = self._ends[site].seal(order.round, reply.payload)
+            self.sealed[site] = self._ends[site].seal(order.round, reply.payload, part_digest(order.part, order.values))
             head = "" if disclosure is None else disclosure.ledger.head
             yield Delivery(replace(reply, payload=self.sealed[site], ledger=head), 0, 0)
 

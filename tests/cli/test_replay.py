@@ -46,6 +46,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 def home(tiny: Any, tmp_path: Path) -> Path:
     """A folder with an asynchronous run in it, as a coordinator's is."""
     simulate(tiny.inputs(*STUDY), tmp_path / "home" / "run", Observer(), workers=1)
+    (tmp_path / "home" / "coordinator.yaml").write_text("{}")
     return tmp_path / "home"
 
 

@@ -20,7 +20,7 @@ from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.privacy import grid as grids
 from medfl.privacy.accounting.base import Budget
-from medfl.privacy.channels.base import Message, SiteEnd
+from medfl.privacy.channels.base import Message, SiteEnd, part_digest
 from medfl.privacy.codec import GridCodec
 from medfl.privacy.grid import BIT, BOUND, CAP, CLIP, Grid
 from medfl.privacy.identity import Ed25519Identity
@@ -106,6 +106,7 @@ class ToySite:
         self._last: tuple[FloatVector, dict[str, float], Payload] | None = None
 
     def answer(self, order: TrainOrder) -> TrainReply | SiteFailure:
+        self.door._part = part_digest(order.part, order.values)
         if self.train is not None:
             reply = self.train(order, self.disclosure)
         elif self.vector is None:

@@ -195,6 +195,12 @@ class Forgetful(SiteMemory):
     def opening(self, round_: int, survivors: tuple[str, ...]) -> None:
         self._real.opening(round_, survivors)
 
+    def answered(self, order: int) -> None:
+        return None
+
+    def handing_over(self, order: int, round_: int, told: str) -> None:
+        self._real.handing_over(order, round_, told)
+
     @property
     def checkpoints(self) -> None:
         return None
