@@ -229,7 +229,7 @@ def test_a_renewed_certificate_is_used_without_losing_a_message(lead: Lead, serv
     stub.certificate = lead.register.renew(peer, stub.applicant.request)
     ticket = lead.ask("north", "train", b"x")
     until(lambda: ticket.settled)
-    until(lambda: len(stub.welcomes) == 2, 30)
+    until(lambda: len(stub.welcomes) >= 2, 30)
     assert not stub.stop.is_set()
     finish(stub, thread)
 
