@@ -16,7 +16,7 @@ from medfl.federation.asynchronous.federation import AsynchronousFederation
 from medfl.federation.asynchronous.replay import Answer, replay
 from medfl.learning.messages import Beginning, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.learning.randomness import generator
-from medfl.study.build import bind_federation, build_codec_down, build_federation, build_task, sums_later
+from medfl.study.build import bind_federation, build_codec_down, build_federation, build_task
 from medfl.study.model import Study
 from medfl.study.sources import RunInputs, assign_cases
 from medfl.transport.base import Transport
@@ -92,7 +92,7 @@ def _fresh(study: Study, run: Path) -> AsynchronousFederation:
         raise InputError.at(
             run, "judged updates on public images, which is not replayed", "compare its records by hand"
         )
-    if sums_later(study):
+    if study.sums_later:
         raise InputError.at(
             run, "opened sums of updates, and recorded none of them", "run the study again and compare the models"
         )

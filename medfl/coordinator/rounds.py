@@ -239,19 +239,25 @@ class Rounds:
         except RunError as error:
             self._void(outcome, error)
             return self.federation.step(outcome, None)
-        total = total.astype(np.int32)
-        about = {
-            "outcome": outcome.to_json(),
-            "denominator": sum_.denominator,
-            "entry": "" if self.desk is None else self.desk.entry,
-            "traffic": course.traffic,
-            "site_seconds": course.site_seconds,
-            "notices": {site: b64encode(notice).decode() for site, notice in round_.notices.items()},
-        }
-        self.journal.keep_release(about, total, course.changed, course.counted)
+        entry = "" if self.desk is None else self.desk.entry
+        notices = {site: b64encode(notice).decode() for site, notice in round_.notices.items()}
+        total = self._keep(outcome, total, sum_.denominator, course, entry=entry, notices=notices)
         if self.desk is not None:
             self.desk.done(total)
         return self._step(outcome, total, sum_.denominator)
+
+    def _keep(self, outcome: RoundOutcome, total: Any, denominator: float, course: Course, **more: Any) -> Any:
+        """Persist an opened sum with what `_finish` needs to go on with it; the sum as it is kept [size], int32."""
+        kept = total.astype(np.int32)
+        about = {
+            "outcome": outcome.to_json(),
+            "denominator": denominator,
+            "traffic": course.traffic,
+            "site_seconds": course.site_seconds,
+            **more,
+        }
+        self.journal.keep_release(about, kept, course.changed, course.counted)
+        return kept
 
     def _finish(self, about: Mapping[str, Any], total: Any, course: Course) -> RoundOutcome:
         """Go on with an opened sum that a killed process left: it is neither opened nor charged again."""

@@ -39,7 +39,6 @@ from medfl.study.build import (
     build_noise_plan,
     build_summation,
     build_task,
-    sums_later,
 )
 from medfl.study.sources import Assignment, RunInputs, assign_cases
 from medfl.study.statement import plain_statement
@@ -84,7 +83,7 @@ class Runner:
         self._opened = Opened(infos, assignment.unseen)
         self._check_stop()
         holder = getattr(self.study.update.channel, "key_holder", None)
-        if sums_later(self.study) and holder in self._opened.training:
+        if self.study.sums_later and holder in self._opened.training:
             raise StudyError.at(
                 "update.channel.key_holder",
                 f"is {holder}, which trains and cannot answer meanwhile, so that sums without rounds would stay closed",

@@ -3,9 +3,8 @@ enough of them wait."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from medfl.coordinator.async_rounds import AsyncRounds
 from medfl.coordinator.rounds import Course
@@ -52,17 +51,9 @@ class SummedRounds(AsyncRounds):
         self.steps.settle(step, opened=True)
         self._arrived = step.arrived
         denominator = 1 / factor
-        about = {
-            "outcome": outcome.to_json(),
-            "denominator": denominator,
-            "arrived": [asdict(each) for each in step.arrived],
-            "asynchronous": self.steps.flying(),
-            "traffic": course.traffic,
-            "site_seconds": course.site_seconds,
-        }
-        total = total.astype(np.int32)
-        self.journal.keep_release(about, total, course.changed, course.counted)
-        return self._step(outcome, total, denominator)
+        arrived = [asdict(each) for each in step.arrived]
+        kept = self._keep(outcome, total, denominator, course, arrived=arrived, asynchronous=self.steps.flying())
+        return self._step(outcome, kept, denominator)
 
     def _opened(self, step: OpenStep, course: Course) -> tuple[IntVector, float]:
         """The sum of what the waiting sites hand over, and what it is to be multiplied by. RunError when it stays
@@ -78,9 +69,10 @@ class SummedRounds(AsyncRounds):
         size, told = self.federation.model.size, part_digest({"weights": weights})
         context = how.context(self.run, plan.round, attempt, tuple(orders), size, plan.values, told)
         sum_ = how.open(context, self.roster, plan.values)
-        there = sum_.prepare(lambda stage, messages: self._exchange(stage, messages, course))
+        exchange = partial(self._exchange, course=course)
+        there = sum_.prepare(exchange)
         asked = {site: Message({"round": plan.round, "order": orders[site], "weights": weights}) for site in there}
-        answers = self._exchange(HAND_OVER, asked, course)
+        answers = exchange(HAND_OVER, asked)
         for site in orders:
             reason = self._added(sum_, site, answers.get(site), step)
             if reason:
@@ -88,7 +80,7 @@ class SummedRounds(AsyncRounds):
                 self.observer.answered(site, mine)
         if short := self.federation.short(len(sum_.weights)):
             raise RunError.at(f"step {plan.round}", short)
-        return sum_.total(lambda stage, messages: self._exchange(stage, messages, course), None), factor
+        return sum_.total(exchange, None), factor
 
     def _added(self, sum_: RoundSum, site: str, answer: Message | None, step: OpenStep) -> str:
         """Take what a site hands over into the sum; why that cannot be, or ""."""

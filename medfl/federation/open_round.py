@@ -62,11 +62,12 @@ class OpenRound:
         return mine
 
     def _judge_and_take(self, reply: TrainReply, payload: Payload, mine: Contribution) -> Verdict:
-        part = self._part(reply)
         seen = payload if self.sum is None else self.sum.end.look(reply.site, payload)
         if self.sum is not None and (seen is None or self.sum.how.gradients):
+            self._hear(reply)
             self.sum.add(reply.site, payload, reply.cases)
             return ADMIT
+        part = self._part(reply)
         codec = self._parts.codec if self.sum is None else self.sum.codec
         size = self._bench.model.size
         update = codec.decode(payload, size if part is None else part.size)
@@ -92,13 +93,20 @@ class OpenRound:
                 self._early.add(early, self._weight(arrival, verdict))
         return verdict
 
-    def _part(self, reply: TrainReply) -> Part | None:
-        """Which part the values of a reply are; RunError when it names one that it may not."""
+    def _hear(self, reply: TrainReply) -> None:
+        """Take in what a reply tells of its part; RunError when it may not."""
         choice = self.outcome.plan.choice(reply.site)
         if self._chooser is None:
             refuse_notice(choice, reply.notice)
+        else:
+            self._chooser.hear(choice, reply.notice)
+
+    def _part(self, reply: TrainReply) -> Part | None:
+        """Which part the values of a reply are; RunError when it names one that it may not."""
+        if self._chooser is None:
+            self._hear(reply)
             return None
-        return self._chooser.up(choice, reply.notice)
+        return self._chooser.up(self.outcome.plan.choice(reply.site), reply.notice)
 
     def _judged_early(self, arrival: Arrival, early: Update) -> list[Verdict]:
         """What the rules say of a snapshot, which is an update of fewer steps."""

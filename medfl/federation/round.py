@@ -81,7 +81,7 @@ class Federation:
         # as the round began: what was chosen is not kept, and follows from the round
         self.choose(plan.round, plan.cohort)
         for site, notice in notices.items():
-            self.chooser.up(plan.choice(site), notice)
+            self.chooser.hear(plan.choice(site), notice)
 
     def sent(self, plan: RoundPlan, site: str) -> FloatVector:
         """The values of the model that a site of the round is sent; the live model itself when that is all of it."""

@@ -9,7 +9,7 @@ from medfl.hyperparameters.constant import ConstantConfig
 from medfl.privacy.mechanisms.base import Mechanism
 from medfl.privacy.trust import trust_table
 from medfl.site.studies import refusals
-from medfl.study.build import build_mechanism, build_task, sums_later
+from medfl.study.build import build_mechanism, build_task
 from medfl.study.digest import study_hash
 from medfl.study.model import Site, Study
 from medfl.study.shared_images import reads_shared
@@ -277,7 +277,7 @@ class _View:
     def _channel(self) -> str:
         kind = self._study.update.channel.kind
         way = _CHANNELS.get(kind, f"by the channel {kind}")
-        return f"kept until enough sites have one for a sum, then {way}" if sums_later(self._study) else way
+        return f"kept until enough sites have one for a sum, then {way}" if self._study.sums_later else way
 
     def _beside(self) -> list[str]:
         told = ["how many cases were trained on", "how many steps and epochs", "how long it took"]

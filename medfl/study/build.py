@@ -88,7 +88,7 @@ def _asked(study: Study) -> frozenset[str]:
     found = set() if study.local.steps is None else {STEPS}
     if study.sends_snapshots:
         found.add(SNAPSHOT)
-    if _proxied(study) is not None:
+    if study.sends_prototypes:
         found.add(OLD_MODELS)
     return frozenset(found)
 
@@ -161,14 +161,9 @@ def build_summation(study: Study, noise: NoisePlan | None) -> Summation | None:
     return None if study.update.clip is None else Summation(build_channel(study), study.update.clip)
 
 
-def sums_later(study: Study) -> bool:
-    """Whether sites keep their updates until a sum of enough of them is made: sums without rounds."""
-    return study.update.clip is not None and "event-driven" in study.federation.schedule.traits()
-
-
 def sum_later_values(study: Study) -> dict[str, float]:
     """What every order of a study with such sums says of clip, grid and weight; {} of another."""
-    how = build_summation(study, None) if sums_later(study) else None
+    how = build_summation(study, None) if study.sums_later else None
     return {} if how is None else how.later(SCHEDULES.build(study.federation.schedule).size)
 
 

@@ -168,12 +168,17 @@ class Study(Section):
     def _fitting_regulator(self) -> Self:
         """Where nobody can look at single updates, the regulator that nobody chose keeps to what a site can say."""
         blind = "reveals-sum" in self.update.channel.traits()
-        blind = blind or (self.update.clip is not None and "event-driven" in self.federation.schedule.traits())
+        blind = blind or self.sums_later
         blind = blind or (self.privacy is not None and "gradients" in self.privacy.traits())
         if blind and "regulator" not in self.federation.model_fields_set:
             fitting = self.federation.model_copy(update={"regulator": (REGULATORS.default("finite"),)})
             object.__setattr__(self, "federation", fitting)
         return self
+
+    @property
+    def sums_later(self) -> bool:
+        """Whether sites keep their updates until a sum of enough of them is made: sums without rounds."""
+        return self.update.clip is not None and "event-driven" in self.federation.schedule.traits()
 
     @property
     def tells_places(self) -> bool:

@@ -16,7 +16,7 @@ from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.base import Ledger, Unit
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import Mechanism, NoisePlan
-from medfl.study.build import build_channel, build_mechanism, planned_epochs, sum_later_values, sums_later
+from medfl.study.build import build_channel, build_mechanism, planned_epochs, sum_later_values
 from medfl.study.model import Policy, Study
 from medfl.study.refusals import policy_refusals
 from medfl.study.sources import RunInputs
@@ -40,7 +40,7 @@ class SiteDoor:
         self._memory = memory or Transient()
         self._part = ""
         self._end: SiteEnd | None = None
-        self._sums_later = sums_later(inputs.study)
+        self._later = sum_later_values(inputs.study)
         self._waiting: tuple[int, Payload] | None = None
 
     @property
@@ -90,8 +90,7 @@ class SiteDoor:
     def _require_grid(self, order: TrainOrder) -> None:
         """RunError when an order whose update is summed later says another clip, grid or weight than the study makes:
         no later agreement covers them."""
-        wanted = sum_later_values(self._inputs.study) if self._sums_later else {}
-        if any(order.values.get(name) != value for name, value in wanted.items()):
+        if any(order.values.get(name) != value for name, value in self._later.items()):
             raise RunError.at(
                 f"site {self.name}, order {order.round}",
                 "asks for another clip, grid or weight of the update than the study makes",
@@ -137,7 +136,7 @@ class SiteDoor:
             self._require_leave(reply)
         if reply.payload is None:
             return reply
-        if self._sums_later:
+        if self._later:
             self._waiting = reply.round, reply.payload
             return replace(reply, payload=None)
         sealed = self._channel().seal(reply.round, reply.payload, self._part)
@@ -166,7 +165,7 @@ class SiteDoor:
     def _hand_over(self, header: Mapping[str, Any]) -> Message:
         """The update that waits, weighted and sealed; it is in one sum, and no more."""
         order, round_, where = header.get("order"), header.get("round"), f"site {self.name}"
-        if type(order) is not int or type(round_) is not int or not self._sums_later:
+        if type(order) is not int or type(round_) is not int or not self._later:
             raise RunError.at(where, "was not told which update is for which round's sum")
         payload = self._kept(order)
         if payload is None:

@@ -84,7 +84,7 @@ class ToyDoor(SiteDoor):
         self.disclosure = disclosure
         self._end = end
         self._part = ""
-        self._sums_later = False
+        self._later = {}
 
 
 Train = Callable[[TrainOrder, Disclosure], TrainReply]

@@ -141,11 +141,15 @@ class Chooser:
         """What of the model is sent. Default: the part of the choice, unless `whole_down`."""
         return None if self.submodel.whole_down else self.submodel.part(choice)
 
-    def up(self, choice: Choice, notice: bytes) -> Part | None:
-        """Which part the values of a reply are. RunError when the notice is not one that this site may send: nothing
-        was changed then, and the reply is to be refused. Asked again with the same notice, the answer is the same: a
-        round whose sum was opened before the process died is gone through again."""
+    def hear(self, choice: Choice, notice: bytes) -> None:
+        """Take in what a site tells with its reply; enough where nobody sees its values. RunError when the notice is
+        not one that this site may send: nothing was changed then, and the reply is to be refused. The same again
+        changes nothing more: a round whose sum was opened before the process died is gone through again."""
         refuse_notice(choice, notice)
+
+    def up(self, choice: Choice, notice: bytes) -> Part | None:
+        """Which part the values of a reply are, once it was heard."""
+        self.hear(choice, notice)
         return self.submodel.part(choice)
 
     def learn(self, round_: int, losses: Mapping[str, float]) -> None:

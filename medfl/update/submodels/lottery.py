@@ -151,6 +151,10 @@ class LotteryChooser(Chooser):
             return None
         return Coordinates(np.flatnonzero(self._mask(choice, named(choice))))
 
+    def hear(self, choice: Choice, notice: bytes) -> None:
+        # what it tells is the part itself
+        self.up(choice, notice)
+
     def up(self, choice: Choice, notice: bytes) -> Coordinates | None:
         if not notice:
             return self.down(choice)

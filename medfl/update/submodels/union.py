@@ -110,9 +110,8 @@ class UnionChooser(Chooser):
             self._told = round_, {**named(places)[0], "count": int(places.size)}
         return Choice(site, round_, self._told[1])
 
-    def up(self, choice: Choice, notice: bytes) -> Coordinates:
+    def hear(self, choice: Choice, notice: bytes) -> None:
         size = self.submodel.setup.layout.size
-        places = self.submodel.part(choice)
         try:
             unpack_indices(notice, self.submodel.count, size)
         except RunError as error:
@@ -122,7 +121,6 @@ class UnionChooser(Chooser):
                 "the site must run the same version of medfl",
             ) from error
         self._proposals[choice.site] = notice
-        return places
 
     def learn(self, round_: int, losses: Mapping[str, float]) -> None:
         """Unite what the admitted sites asked for, and forget who asked."""
