@@ -26,7 +26,7 @@ from medfl.transport.base import Delivery, Models, Transport, model_for
 from medfl.update.base import Payload, Update
 from medfl.update.beside import joined
 from medfl.update.parts import embedded
-from medfl.update.vector import FloatVector
+from medfl.update.vector import FloatVector, vector_digest
 from medfl.update.wire import parts, size
 
 
@@ -81,6 +81,7 @@ class Rounds:
     desk: NoiseDesk | None
     validate: Validate | None
     code: Callable[[FloatVector, int], Payload]
+    decode: Callable[[Payload, int], Update]
     losses: Callable[[FloatVector, Sequence[str], dict[str, Any]], dict[str, float]]
 
     def play(self, cases: Mapping[str, int], course: Course) -> RoundOutcome:
@@ -94,8 +95,9 @@ class Rounds:
             self.journal.note(plan.round, "plan", detail)
         self.observer.round_started(plan)
         with course.clock.phase("down"):
-            model = self._with_old_models(plan, self._down(plan))
-        sum_ = self._sum(plan)
+            sent = self._down(plan)
+            model = self._with_old_models(plan, sent)
+            sum_ = self._sum(plan, sent)
         round_ = self.federation.open(plan, self.validate, sum_)
         if sum_ is not None and not self._prepared(sum_, round_, course):
             return self.federation.step(round_.outcome, None)
@@ -156,16 +158,27 @@ class Rounds:
         ours = kept is not None and kept[0]["outcome"]["plan"]["round"] == self.federation.round + 1
         return kept if ours else None
 
-    def _sum(self, plan: RoundPlan) -> RoundSum | None:
+    def _sum(self, plan: RoundPlan, models: Models) -> RoundSum | None:
         how = self.federation.parts.summation
         if how is None:
             return None
         attempt = self.journal.plans(plan.round)
         shared = self.federation.shared(plan)
         parameters = self.federation.model.size if shared is None else shared.size
-        told = part_digest(plan.parts.get(plan.cohort[0], {}), plan.values)
+        model = vector_digest(self._trained_from(plan, models)) if how.hides else ""
+        told = part_digest(plan.parts.get(plan.cohort[0], {}), plan.values, model)
         context = how.context(self.run, plan.round, attempt, plan.cohort, parameters, plan.values, told)
         return how.open(context, self.roster, plan.values)
+
+    def _trained_from(self, plan: RoundPlan, models: Models) -> FloatVector:
+        """The vector [size] that every site of a sum makes of what it is sent."""
+        federation, site = self.federation, plan.cohort[0]
+        if federation.parts.down is not None and federation.parts.down.known is not None:
+            return federation.parts.down.known
+        part = None if federation.chooser is None else federation.chooser.down(plan.choice(site))
+        whole = federation.model.size
+        values = self.decode(model_for(models, site), whole if part is None else part.size)
+        return embedded(values, part, whole).dense()
 
     def _prepared(self, sum_: RoundSum, round_: OpenRound, course: Course) -> bool:
         """Let the sites agree on keys; whether enough of them did. Those that did not have failed."""

@@ -232,6 +232,7 @@ class Runner:
             desk=self._desk,
             validate=self._evaluation.on_public if self.study.evaluation.public else None,
             code=self._coded,
+            decode=self._codec_down.decode,
             losses=self._evaluation.losses,
         )
 

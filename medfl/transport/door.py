@@ -22,6 +22,7 @@ from medfl.study.refusals import policy_refusals
 from medfl.study.sources import RunInputs
 from medfl.transport.memory import SiteMemory, Transient
 from medfl.update.base import Payload
+from medfl.update.vector import FloatVector, vector_digest
 
 _COORDINATOR = "coordinator"
 
@@ -77,13 +78,15 @@ class SiteDoor:
         ledger.compare(kept, {_COORDINATOR: beginning.ledger})
         return LedgerHeads(ledger.head, ledger.witnessed().get(_COORDINATOR, ""))
 
-    def witness(self, order: TrainOrder) -> None:
-        """Before a training: remember which part of the vector it is about, and keep the head of the coordinator's
-        ledger. RunError when there is none, or an older one than was kept, or when no run has begun: what is trained
-        without its noise must not even be kept."""
+    def witness(self, order: TrainOrder, model: FloatVector) -> None:
+        """Before a training from a model: remember what it is about, and keep the head of the coordinator's ledger.
+        RunError when there is none, or an older one than was kept, or when no run has begun: what is trained without
+        its noise must not even be kept."""
         self._channel()
         self._require_grid(order)
-        self._part = part_digest(order.part, order.values)
+        # no sum without rounds is of updates of one model
+        sealed = "reveals-sum" in self._inputs.study.update.channel.traits() and not self._later
+        self._part = part_digest(order.part, order.values, vector_digest(model) if sealed else "")
         if self.disclosure is not None:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
 

@@ -170,7 +170,7 @@ class SiteHost:
         try:
             private = dict(state)
             vector = self._received_for(order, model, private)
-            door.witness(order)
+            door.witness(order, vector)
             reply, after = self._trained(order, vector, private, step_done)
             return door.seal(reply), after
         except MedflError as error:

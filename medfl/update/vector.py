@@ -20,6 +20,11 @@ FloatVector = npt.NDArray[np.float32]
 Sliceable = TypeVar("Sliceable")
 
 
+def vector_digest(vector: FloatVector) -> str:
+    """SHA-256 of the values, as hex."""
+    return hashlib.sha256(np.ascontiguousarray(vector).data).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One tensor's place in the vector. offset and size count float32 values."""

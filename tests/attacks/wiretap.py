@@ -34,7 +34,7 @@ from medfl.tasks.base import Task
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import CODECS
-from medfl.update.vector import FloatVector, Layout
+from medfl.update.vector import FloatVector, Layout, vector_digest
 
 DELTA = 1e-5
 RUN = "run"
@@ -90,7 +90,8 @@ class Wire(Transport):
             reply = self._executor.train(self._sites[site], order, vector, {}, disclosure=disclosure)
             assert reply.payload is not None
             self.plain[site] = reply.payload
-            self.sealed[site] = self._ends[site].seal(order.round, reply.payload, part_digest(order.part, order.values))
+            told = part_digest(order.part, order.values, vector_digest(vector))
+            self.sealed[site] = self._ends[site].seal(order.round, reply.payload, told)
             head = "" if disclosure is None else disclosure.ledger.head
             yield Delivery(replace(reply, payload=self.sealed[site], ledger=head), 0, 0)
 
@@ -155,6 +156,7 @@ class Tapped:
             desk=None if noise is None else self._desk(noise),
             validate=None,
             code=_coded,
+            decode=plugin(CODECS, "fp32").decode,
             losses=lambda model, sites, traffic: {},
         )
 

@@ -12,7 +12,10 @@ from medfl.coordinator.observer import Observer
 from medfl.coordinator.runner import simulate
 from medfl.errors import RunError, StudyError
 from medfl.federation.summing import RoundSum
+from medfl.learning.messages import TrainOrder
 from medfl.privacy.ledger.file import FileLedger
+from medfl.transport.host import SiteHost
+from medfl.update.vector import FloatVector
 
 CHANNELS = ("clear", "masks", "he")
 SUM = ("update.clip=0.5", "stop.rounds=2", "evaluation.every=2")
@@ -67,6 +70,34 @@ def test_a_site_that_drops_out_changes_no_bit_of_the_others_sum(tiny: Any, tmp_p
         assert second["moved"] and not second["void"]
     assert np.array_equal(model(tmp_path / "clear"), model(tmp_path / "masks"))
     assert np.array_equal(model(tmp_path / "clear"), model(tmp_path / "he"))
+
+
+@pytest.mark.parametrize("down", ["update.codec_down=fp32", "update.codec_down=int8", "update.down=change"])
+@pytest.mark.parametrize("channel", ["masks", "he"])
+def test_a_site_with_another_model_than_the_others_is_in_no_sum(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channel: str, down: str
+) -> None:
+    """From models that are dead for the others, the sum would be the update of one site."""
+    (tiny.sites / "extra.yaml").write_text("name: extra")
+    study = tiny.inputs(*SUM, f"update.channel={channel}", down)
+    simulate(study, tmp_path / "fair", Observer(), workers=1)
+    assert all(record["moved"] and not record["failed"] for record in rounds(tmp_path / "fair"))
+    real = SiteHost._received_for
+
+    def told(self: SiteHost, order: TrainOrder, *rest: Any) -> FloatVector:
+        return real(self, order, *rest) + np.float32(0.5 * (order.site == "west" and order.round == 2))
+
+    monkeypatch.setattr(SiteHost, "_received_for", told)
+    simulate(study, tmp_path / "unfair", Observer(), workers=1)
+    first, second = rounds(tmp_path / "unfair")
+    assert first["moved"] and not first["failed"]
+    assert second["moved"] and list(second["failed"]) == ["west"]
+    assert "another model than the sites agreed on" in second["failed"]["west"]
+    # the fake: orders alone are compared
+    for module in ("medfl.transport.door", "medfl.coordinator.rounds"):
+        monkeypatch.setattr(f"{module}.vector_digest", lambda vector: "")
+    simulate(study, tmp_path / "unseen", Observer(), workers=1)
+    assert not any(record["failed"] for record in rounds(tmp_path / "unseen"))
 
 
 @pytest.mark.parametrize("channel", ["masks", "he"])

@@ -34,7 +34,7 @@ from medfl.study.rules import conflicts
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Transport
 from medfl.transport.door import SiteDoor
 from medfl.update.base import Payload, Update
-from medfl.update.vector import FloatVector, Layout
+from medfl.update.vector import FloatVector, Layout, vector_digest
 from medfl.update.wire import as_bytes
 
 Vector = npt.NDArray[np.float64]
@@ -96,9 +96,10 @@ class ToySite:
 
     train: Train | None = None
 
-    def __init__(self, name: str, cases: int, end: SiteEnd, disclosure: Disclosure) -> None:
+    def __init__(self, name: str, cases: int, end: SiteEnd, disclosure: Disclosure, size: int) -> None:
         self.name = name
         self.cases = cases
+        self.model = vector_digest(np.zeros(size, np.float32))
         self.door = ToyDoor(name, end, disclosure)
         self.disclosure = disclosure
         self.vector: FloatVector | None = None
@@ -106,7 +107,7 @@ class ToySite:
         self._last: tuple[FloatVector, dict[str, float], Payload] | None = None
 
     def answer(self, order: TrainOrder) -> TrainReply | SiteFailure:
-        self.door._part = part_digest(order.part, order.values)
+        self.door._part = part_digest(order.part, order.values, self.model)
         if self.train is not None:
             reply = self.train(order, self.disclosure)
         elif self.vector is None:
@@ -245,6 +246,8 @@ class Coordinated:
             desk=self.desk,
             validate=None,
             code=lambda model, round_: Payload("fp32", model.size, ()),
+            # sites are sent no model, and make zeros of it
+            decode=lambda payload, size: Update(np.zeros(size, np.float32), size),
             losses=lambda model, sites, traffic: {},
         )
 
@@ -253,7 +256,8 @@ class Coordinated:
         dataset = ledger.register([identity.name])
         disclosure = Disclosure(identity.name, made.name, RUN, mechanism, self.plan, ledger, dataset, source)
         end = build_channel(made).site(identity, self.roster, disclosure.guard)
-        return ToySite(identity.name, self.cases[identity.name], end, disclosure)
+        size = self.federation.model.size
+        return ToySite(identity.name, self.cases[identity.name], end, disclosure, size)
 
     def set(self, vectors: Mapping[str, FloatVector]) -> None:
         """What the sites send from now on; the others do not answer."""

@@ -115,7 +115,7 @@ class ToyHost:
         self, order: TrainOrder, model: Payload, step_done: Any = None
     ) -> tuple[TrainReply | SiteFailure, dict[str, Any]]:
         vector = self._codec.decode(model, model.size).dense()
-        self._door.witness(order)
+        self._door.witness(order, vector)
         key = order_key(self._run, order, vector, CASES)
         reply = self._memory.reply(key)
         if reply is None:

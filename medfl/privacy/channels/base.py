@@ -56,11 +56,14 @@ _NONE: Mapping[str, float] = MappingProxyType({})
 Exchange = Callable[[str, Mapping[str, Message]], dict[str, Message]]
 
 
-def part_digest(part: Mapping[str, Any], values: Mapping[str, float] = _NONE) -> str:
+def part_digest(part: Mapping[str, Any], values: Mapping[str, float] = _NONE, model: str = "") -> str:
     """SHA-256, as hex, of what the sites of a sum must have been told alike: the part of the vector that orders name,
-    and their values; "" for all of it and none."""
-    told = {"part": dict(part), "values": dict(values)}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest() if part or values else ""
+    their values, and the digest of the model to train from; "" for all of it and none.
+
+    Were the models not alike, sums would hide nothing: from one that is dead but for one site's the update of that site
+    comes out of the sum alone (model inconsistency, Pasquini et al., CCS 2022)."""
+    told = {"part": dict(part), "values": dict(values), "model": model}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest() if part or values or model else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,8 @@ class RoundContext:
     """What every blob of a round is bound to. attempt counts retries of a round from 1: a retry is a fresh round to the
     cryptography. cohort: sites in combining order. size: values of the vector. limit: no coordinate of the sum, noise
     included, is larger in absolute value. minimum: sites without which the sum is not opened. part: `part_digest` of
-    what the sites' orders say of the coordinates that are summed, and of weights, clip and grid: the same for all, or a
-    sum would be of one site's."""
+    what the sites' orders say of the coordinates that are summed, of weights, clip and grid, and of the model: the same
+    for all, or a sum would be of one site's."""
 
     run: str
     round: int
@@ -81,9 +84,9 @@ class RoundContext:
     part: str = ""
 
     def agrees(self, part: str, where: str) -> None:
-        """RunError when a site's order names another part of the vector than the round was agreed on."""
+        """RunError when a site was told otherwise than what the round was agreed on."""
         if part != self.part:
-            what = "was told another part of the vector, or other values, than the sites agreed on"
+            what = "was told another part of the vector, other values or another model than the sites agreed on"
             raise RunError.at(where, what, "nothing was sent")
 
     def to_json(self) -> dict[str, Any]:
