@@ -244,7 +244,7 @@ class Agent(Answering):
         if pause is not None:
             self.say("paused", pause.note)
             return trained(SiteFailure(self.name, round_, f"site {self.name} was paused by its steward"))
-        self.home.participation.trained(work.run, round_)
+        self.home.participation.trained(work.run, round_, self._memory.order)
         found, digest = encode_reply(answer), sha256()
         for piece in found:
             digest.update(piece)

@@ -50,6 +50,8 @@ class DiskMemory(SiteMemory):
         self._epoch_seconds = epoch_seconds
         self._folder = folder
         self._checkpoints: FileEpochStore | None = None
+        self.order = ""
+        """Key of the order that was answered last."""
 
     def begin(self, run: str) -> None:
         if not _RUN.fullmatch(run):
@@ -84,6 +86,7 @@ class DiskMemory(SiteMemory):
         for round_ in reversed(self.rounds()):
             found = self._read(round_)
             if found is not None and found[0] == key:
+                self.order = key
                 return found[1]
         return None
 
@@ -110,6 +113,7 @@ class DiskMemory(SiteMemory):
         _write(self._folder / _name(reply.round), pieces)
         # not by their distance: between two rounds that the site was asked for there may be many
         self._remove(self.rounds()[:-_KEPT])
+        self.order = key
         if self._checkpoints is not None:
             self._checkpoints.clear()
 

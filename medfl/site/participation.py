@@ -3,7 +3,7 @@
 One chain of records (`medfl.audit.chain`), so that no withdrawal is lost to a crash and none disappears unseen:
 
     begin      {"run", "study", "patients": [key, ..]}     a run takes up its data; again after a restart
-    trained    {"run", "round"}                            written before a round's update leaves
+    trained    {"run", "round", "order"}                   written before a round's update leaves
     withdrawn  {"patients": [key, ..]}
 """
 
@@ -64,14 +64,15 @@ class Participation:
                 return
             self._file.append("begin", {"run": run, "study": study, "patients": keys})
 
-    def trained(self, run: str, round_: int) -> None:
-        """A round was trained on what the run had last begun with. RunError when it never began."""
+    def trained(self, run: str, round_: int, order: str = "") -> None:
+        """A round was trained on what the run had last begun with. order: `order_key` of what was asked; the same again
+        is not written down again. RunError when the run never began."""
         with self._file.turn():
             stretches = self._told.runs.get(run)
             if stretches is None:
                 raise RunError.at(f"run {run}, round {round_}", "was trained before the run began at this site")
-            if round_ not in stretches[-1].rounds:
-                self._file.append("trained", {"run": run, "round": round_})
+            if (round_, order) not in stretches[-1].orders:
+                self._file.append("trained", {"run": run, "round": round_, "order": order})
 
     def withdraw(self, patients: Iterable[str]) -> None:
         """Leave these patients out from now on."""
@@ -113,14 +114,31 @@ class Participation:
                 for number in stretch.rounds
             )
 
+    def trainings_of_study(self, study: str) -> int:
+        """How often a study was trained, the rounds that were trained from another order again included."""
+        with self._file.turn():
+            return len(
+                {
+                    (run, *order)
+                    for run, stretches in self._told.runs.items()
+                    for stretch in stretches
+                    if stretch.study == study
+                    for order in stretch.orders
+                }
+            )
+
 
 class _Stretch:
-    """A run between one beginning and the next. rounds: those that were trained."""
+    """A run between one beginning and the next. orders: (round, order) of what was trained."""
 
     def __init__(self, study: str, patients: frozenset[str]) -> None:
         self.study = study
         self.patients = patients
-        self.rounds: set[int] = set()
+        self.orders: set[tuple[int, str]] = set()
+
+    @property
+    def rounds(self) -> set[int]:
+        return {round_ for round_, _ in self.orders}
 
 
 class _Told:
@@ -143,6 +161,7 @@ class _Told:
             stretch = _Stretch(str(body["study"]), frozenset(body["patients"]))
             self.runs.setdefault(str(body["run"]), []).append(stretch)
         elif record.kind == "trained":
-            self.runs[str(body["run"])][-1].rounds.add(int(body["round"]))
+            # earlier versions wrote no order down
+            self.runs[str(body["run"])][-1].orders.add((int(body["round"]), str(body.get("order", ""))))
         elif record.kind == "withdrawn":
             self.withdrawn |= set(body["patients"])

@@ -37,8 +37,8 @@ _SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a study may do at this site. by, at, note: of the decision. before: rounds of the study that had been
-    trained when it was approved."""
+    """What a study may do at this site. by, at, note: of the decision. Of the study, when it was approved: before,
+    rounds that had been trained; again, rounds that had been trained again from another order."""
 
     study: str
     state: State
@@ -46,6 +46,7 @@ class Standing:
     at: str = ""
     note: str = ""
     before: int = 0
+    again: int = 0
 
     @property
     def approved(self) -> bool:
@@ -97,7 +98,8 @@ class Studies:
 
     def permit(self, key: str, run: str, round_: int) -> None:
         """RunError when this round of this run must not be trained: the study is not approved, has no such round, or
-        the approval is used up. A round that was trained before may be trained again."""
+        the approval is used up. A round that was trained before may be trained again, from another order as often as
+        `repeats` says."""
         where = f"study {key[:12]}, round {round_}"
         standing, rounds = self.standing(key), self.find(key).study.stop.rounds
         if not standing.approved:
@@ -107,15 +109,29 @@ class Studies:
             )
         if not 1 <= round_ <= rounds:
             raise RunError.at(where, f"the study has {rounds} rounds", "offer a study that says how many it needs")
-        others = self._home.participation.rounds_of_study(key) - {(run, round_)}
-        if standing.by != POLICY and len(others) - standing.before >= rounds:
+        if standing.by == POLICY:
+            return
+        trained = self._home.participation.rounds_of_study(key)
+        if len(trained - {(run, round_)}) - standing.before >= rounds:
             what = f"the approval of {standing.at} was for {rounds} rounds, which were trained"
             raise RunError.at(where, what, f"ask the data steward: medfl site approve {key[:12]}")
+        if (run, round_) in trained and self._again(key) - standing.again >= repeats(rounds):
+            what = (
+                f"was trained before; since the approval of {standing.at}, {repeats(rounds)} rounds were asked for "
+                "again with other models or values, and no more are answered again"
+            )
+            raise RunError.at(where, what, f"ask the study lead why; the data steward may approve {key[:12]} again")
+
+    def _again(self, key: str) -> int:
+        """How many trainings of a study were of a round that had been trained before, from another order."""
+        done = self._home.participation
+        return done.trainings_of_study(key) - len(done.rounds_of_study(key))
 
     def approve(self, key: str, by: str) -> Standing:
         """Let a study train for as many rounds as it says, from now on."""
-        before = len(self._home.participation.rounds_of_study(self.find(key).hash))
-        return self._decide(Standing(self.find(key).hash, "approved", by, now(), before=before))
+        key = self.find(key).hash
+        before = len(self._home.participation.rounds_of_study(key))
+        return self._decide(Standing(key, "approved", by, now(), before=before, again=self._again(key)))
 
     def reject(self, key: str, by: str, note: str) -> Standing:
         """Refuse a study; the note is told to the coordinator. InputError when it is empty."""
@@ -168,6 +184,11 @@ class Studies:
 
     def _decision_file(self, key: str) -> Path:
         return self._home.studies / f"{key}{_DECISION}"
+
+
+def repeats(rounds: int) -> int:
+    """How many rounds an approval lets be trained again from another order, as when a coordinator lost some."""
+    return max(3, rounds // 10)
 
 
 def refusals(study: Study, site: Site, cases: Mapping[str, int] | None = None) -> Faults:

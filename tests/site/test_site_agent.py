@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from medfl.audit.log import read_log
 from medfl.data.base import Case
 from medfl.errors import InputError
+from medfl.learning.checkpoint import order_key
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder, TrainReply
 from medfl.privacy.channels.base import HAND_OVER, Message
 from medfl.privacy.identity import Ed25519Identity
 from medfl.site import agent as module
 from medfl.site.agent import Agent
 from medfl.site.home import SiteHome
+from medfl.site.studies import Studies
 from medfl.study.load import load_study
 from medfl.transport.memory import SiteMemory
 from medfl.transport.messages import encode_order
@@ -58,7 +61,9 @@ class Host:
             step_done(1, 2)
         except Exception as error:  # as medfl.transport.host does
             return SiteFailure("east", order.round, str(error)), {}
-        return TrainReply("east", order.round, MODEL, 3, 2, 1, 0.7, 0.5), {}
+        reply = TrainReply("east", order.round, MODEL, 3, 2, 1, 0.7, 0.5)
+        self.memory.keep(order_key("run1", order, np.frombuffer(model.buffers[0], np.float32), 3), reply, {})
+        return reply, {}
 
     def answer(self, site: str, stage: str, message: Message) -> Message:
         return Message({}, (b"update",))
@@ -102,8 +107,8 @@ class Ward:
     def begin(self, run: str = "run1") -> Any:
         return self.ask("begin", {"run": run, "roster": {}})
 
-    def train(self, round_: int) -> Any:
-        header, buffers = unpack(b"".join(encode_order(TrainOrder("east", round_, {}), MODEL)))
+    def train(self, round_: int, model: Payload = MODEL) -> Any:
+        header, buffers = unpack(b"".join(encode_order(TrainOrder("east", round_, {}), model)))
         return self.ask("train", header, buffers, f"train-{round_}")
 
     def hand_over(self, order: int) -> Any:
@@ -129,6 +134,16 @@ def test_the_usual_course(ward: Ward) -> None:
     assert ward.join()["answer"] == "open" and ward.begin()["answer"] == "begun"
     assert ward.train(1)["round"] == 1 and ward.evaluate()["answer"] == "statistics"
     assert Host.used == [("tiny", ["a", "b", "c", "d"]), ("val", ["a", "b", "c", "d"])]
+
+
+def test_a_round_that_is_asked_for_again_with_another_model_is_another_training(ward: Ward) -> None:
+    ward.join()
+    ward.begin()
+    (study,) = [offer.hash for offer in Studies(ward.home).all()]
+    for model, trainings in ((MODEL, 1), (MODEL, 1), (Payload("fp32", 2, (b"87654321",)), 2)):
+        assert ward.train(1, model)["round"] == 1
+        assert ward.home.participation.trainings_of_study(study) == trainings
+    assert len(ward.home.participation.rounds_of_study(study)) == 1
 
 
 def test_who_was_withdrawn_is_used_no_more_also_when_too_few_are_left(ward: Ward) -> None:

@@ -47,8 +47,11 @@ def test_outlives_its_process_and_is_shared(kept: Participation, tmp_path: Path)
 
 
 def test_a_round_is_noted_once(kept: Participation, tmp_path: Path):
+    kept.trained("one", 3, "order")
+    assert kept.trainings_of_study("a") == 4 and kept.rounds_of("1") == [Part("one", "a", (1, 2, 3))]
     before = (tmp_path / "participation.jsonl").read_bytes()
     kept.trained("one", 3)
+    kept.trained("one", 3, "order")
     kept.withdraw([])
     assert (tmp_path / "participation.jsonl").read_bytes() == before
     with pytest.raises(RunError, match="run three, round 1: was trained before the run began"):

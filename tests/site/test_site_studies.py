@@ -94,6 +94,29 @@ def test_an_approval_is_used_up_by_its_rounds_over_all_runs(home: SiteHome, stud
             known.permit(key, "two", round_)
 
 
+def test_an_approval_is_used_up_by_rounds_that_are_asked_for_again_with_other_models(home: SiteHome, study: Study):
+    known, key = Studies(home), study_hash(study)
+    known.offer(study, "one", "lead")
+    known.approve(key, "me")
+    home.participation.begin("one", key, ["1"])
+    for model in ("a", "a", "b", "c", "a", "d"):
+        known.permit(key, "one", 1)
+        home.participation.trained("one", 1, model)
+    with pytest.raises(RunError, match="3 rounds were asked for again with other models"):
+        known.permit(key, "one", 1)
+    # the fake: by rounds alone, one of three was trained
+    assert home.participation.rounds_of_study(key) == {("one", 1)}
+    assert home.participation.trainings_of_study(key) == 4
+    known.permit(key, "one", 2)
+    known.approve(key, "me")
+    for model in "efg":
+        # also over restarts
+        Studies(home).permit(key, "one", 1)
+        home.participation.trained("one", 1, model)
+    with pytest.raises(RunError, match="3 rounds were asked for again with other models"):
+        Studies(home).permit(key, "one", 1)
+
+
 def test_a_policy_may_approve_what_it_allows_and_nothing_else(home: SiteHome, study: Study):
     def policy(text: str) -> None:
         home.site_file.write_text(f"name: east\npolicy: {{approve: allowed{text}}}\n")
