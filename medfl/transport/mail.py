@@ -49,10 +49,11 @@ Wanted = Literal["take", "have", "no"]
 class Mailbox:
     """One end's messages to and from one peer. Thread-safe.
 
-    wanted(id, size): asked for every announced message. room(id, size): asked for those that go into the spool; OSError
-    when there is none. arrived(id, message, bytes that came over the line): called once for each whole message, before
-    the other end is told. delivered(id): the other end has it. forgotten(id): it does not want it. unstored(id, error):
-    a message was given up because it cannot be stored; what it raises ends the line.
+    wanted(id, size): asked for every announced message. room(id, size): asked for those that go into the spool;
+    OSError when there is none. arrived(id, message, bytes that came over the line): called once for each whole
+    message, before the other end is told. hashed: whether `digest` is wanted. delivered(id): the other end has it.
+    forgotten(id): it does not want it. unstored(id, error): a message was given up because it cannot be stored;
+    what it raises ends the line.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Mailbox:
         forgotten: Callable[[str], None] = lambda id_: None,
         unstored: Callable[[str, OSError], None] = lambda id_, error: None,
         room: Callable[[str, int], None] = lambda id_, size: None,
+        hashed: bool = False,
     ) -> None:
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spool = spool
@@ -74,6 +76,8 @@ class Mailbox:
         self._forgotten = forgotten
         self._unstored = unstored
         self._room = room
+        self._hashed = hashed
+        self._digests: dict[str, str] = {}
         self.beat = beat
         self._outgoing: dict[str, Outgoing] = {}
         # bytes of unfinished messages, whatever line they came by
@@ -116,6 +120,10 @@ class Mailbox:
         """Whether everything was delivered."""
         with self._changed:
             return not self._outgoing
+
+    def digest(self, id_: str) -> str:
+        """SHA-256, as hex, of a message that came in pieces, while `arrived` is called for it; "" of others."""
+        return self._digests.get(id_, "")
 
     def missing(self, id_: str, size: int) -> int:
         """Bytes that are to come of an announced message, and of the others on their way in."""
@@ -325,7 +333,7 @@ class Line:
             raise ProtocolError.at("line", f"sends more than {_PARALLEL} large messages at once")
         try:
             self._box._room(opened.id, opened.size)
-            incoming = Incoming(self._box._spool, opened)
+            incoming = Incoming(self._box._spool, opened, self._box._hashed)
         except OSError as error:
             self._give_up(opened.id, error)
             return
@@ -368,7 +376,11 @@ class Line:
             self._say(Frame(have=Have(id=incoming.id, offset=0)))
             return
         self._stop(incoming.id)
-        self._box._arrived(incoming.id, message, self._box._came.pop(incoming.id, 0))
+        self._box._digests[incoming.id] = incoming.digest
+        try:
+            self._box._arrived(incoming.id, message, self._box._came.pop(incoming.id, 0))
+        finally:
+            del self._box._digests[incoming.id]
         self._say(Frame(done=Done(id=incoming.id)))
 
     def _give_up(self, id_: str, error: OSError) -> None:

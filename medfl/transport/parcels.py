@@ -6,6 +6,7 @@ import threading
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
@@ -97,9 +98,10 @@ def to_come(spool: Path, id_: str, size: int, others: "Iterable[Incoming]") -> i
 
 class Incoming:
     """A message on its way in, in a file of its own. Bytes that a killed process took are still there. Each byte has
-    its place in the file, so a line that was replaced does no harm when it writes late."""
+    its place in the file, so a line that was replaced does no harm when it writes late. hashed: whether its `digest` is
+    wanted."""
 
-    def __init__(self, spool: Path, opened: Open) -> None:
+    def __init__(self, spool: Path, opened: Open, hashed: bool = False) -> None:
         self.id, self.size, self.crc32 = opened.id, opened.size, opened.crc32
         self.path = spool / f"{opened.id}.{opened.size:x}.{opened.crc32:08x}"
         self._lock = threading.Lock()
@@ -109,10 +111,11 @@ class Incoming:
                 other.unlink(missing_ok=True)
         self._file = self._open()
         self.have, self._checksum = os.fstat(self._file.fileno()).st_size, 0
+        self._hash = sha256() if hashed else None
         if self.have > self.size:
             self._again()
         for start in range(0, self.have, CHUNK):
-            self._checksum = zlib.crc32(self._file.read(min(CHUNK, self.have - start)), self._checksum)
+            self._sum_up(self._file.read(min(CHUNK, self.have - start)))
 
     def _open(self) -> FileIO:
         return FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+")
@@ -122,6 +125,18 @@ class Incoming:
         self._file.close()
         self.path.unlink(missing_ok=True)
         self._file, self.have, self._checksum = self._open(), 0, 0
+        self._hash = None if self._hash is None else sha256()
+
+    def _sum_up(self, data: bytes) -> None:
+        """While the bytes are in the cache: to read the whole again would take memory and time."""
+        self._checksum = zlib.crc32(data, self._checksum)
+        if self._hash is not None:
+            self._hash.update(data)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, as hex, of the bytes that are there; "" where nobody wants it."""
+        return "" if self._hash is None else self._hash.hexdigest()
 
     def write(self, offset: int, data: bytes) -> None:
         """The next bytes; ProtocolError when they are not the next ones or too many."""
@@ -135,8 +150,8 @@ class Incoming:
             left = memoryview(data)
             while left:
                 left = left[self._file.write(left) :]
-        # while the bytes are in the cache: to read the whole again would take memory and time
-        self.have, self._checksum = end, zlib.crc32(data, self._checksum)
+        self._sum_up(data)
+        self.have = end
 
     @property
     def whole(self) -> bool:

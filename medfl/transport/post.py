@@ -60,12 +60,14 @@ class Request:
 
 @dataclass
 class Ticket:
-    """A request that was posted. answer: once it is there; failure: why there will be none."""
+    """A request that was posted. answer: once it is there, with digest, its SHA-256 as hex; failure: why there will be
+    none."""
 
     site: str
     id: str
     request: Request
     answer: memoryview | None = None
+    digest: str = ""
     failure: str = ""
     up_bytes: int = 0
     down_bytes: int = 0
@@ -176,7 +178,8 @@ class Post:
             def unstored(id_: str, error: OSError) -> None:
                 self._unstored(name, id_, error)
 
-            self._desks[name] = _Desk(peer, Mailbox(self._spool / name, wanted, arrived, unstored=unstored))
+            box = Mailbox(self._spool / name, wanted, arrived, unstored=unstored, hashed=True)
+            self._desks[name] = _Desk(peer, box)
         return self._desks[peer.name]
 
     def _greet(self, desk: _Desk) -> None:
@@ -280,13 +283,14 @@ class Post:
                 self._settle(desk, ticket)
 
     def _arrived(self, site: str, id_: str, message: memoryview, came: int) -> None:
+        desk = self._desks[site]
+        digest = desk.box.digest(id_) or sha256(message).hexdigest()
         with self.changed:
-            desk = self._desks[site]
             greeting = desk.greetings.get(id_)
             ticket = greeting or desk.open.get(id_)
             if ticket is None or ticket.settled:
                 return
-            ticket.answer, ticket.up_bytes = message, came
+            ticket.answer, ticket.digest, ticket.up_bytes = message, digest, came
             self._settle(desk, ticket)
         if greeting is not None:
             self.greeted(greeting)

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from typing import Any
 
 from medfl.errors import MedflError, RunError
@@ -324,8 +323,7 @@ class Remote(Transport):
         except MedflError as error:
             return self._missed(order, f"sent rubbish: {error}", ticket)
         self._members[order.site].misses = 0
-        digest = sha256(ticket.answer).hexdigest()
-        return Delivery(reply, ticket.down_bytes, ticket.up_bytes, {}, ticket.id, digest)
+        return Delivery(reply, ticket.down_bytes, ticket.up_bytes, {}, ticket.id, ticket.digest)
 
     def _missed(self, order: TrainOrder, reason: str, ticket: Ticket | None) -> Delivery:
         with self._post.changed:

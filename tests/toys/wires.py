@@ -15,13 +15,16 @@ class End:
         self.spool = spool
         self.unsent = dict(messages)
         self.arrived: list[tuple[str, bytes]] = []
+        self.digests: list[str] = []
         self.ways: deque[Frame] = deque()
         self.line: Line
         self.restart()
 
     def restart(self) -> None:
         """The process begins anew, over the spool that it left."""
-        self.box = Mailbox(self.spool, self.wanted, self._arrived, delivered=lambda id_: self.unsent.pop(id_, None))
+        self.box = Mailbox(
+            self.spool, self.wanted, self._arrived, delivered=lambda id_: self.unsent.pop(id_, None), hashed=True
+        )
         for id_, message in self.unsent.items():
             self.box.send(Outgoing(id_, [message[:3], message[3:]]))
 
@@ -30,6 +33,7 @@ class End:
 
     def _arrived(self, id_: str, message: memoryview, came: int) -> None:
         self.arrived.append((id_, bytes(message)))
+        self.digests.append(self.box.digest(id_))
 
 
 class Wire:

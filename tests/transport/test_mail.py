@@ -3,9 +3,11 @@
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -70,6 +72,10 @@ def check(there: dict[str, bytes], back: dict[str, bytes], actions: list[tuple[s
         wire.cut()
         assert wire.settle() and not one.unsent and not other.unsent
         assert sorted(other.arrived) == sorted(there.items()) and sorted(one.arrived) == sorted(back.items())
+        for end in (one, other):
+            # what came inside its announcement is summed up by whoever wants it
+            sums = [sha256(message).hexdigest() if len(message) > 5 else "" for _, message in end.arrived]
+            assert end.digests == sums
 
 
 @settings(max_examples=300)
@@ -89,6 +95,21 @@ def test_a_byte_that_changed_in_the_spool_is_noticed(then: str, monkeypatch: pyt
     check({"a-1": bytes(range(50))}, {}, story)
     # a receiver that believes its file takes the damaged message
     monkeypatch.setattr(parcels.zlib, "crc32", lambda data, start=0: 0)
+    with pytest.raises(AssertionError):
+        check({"a-1": bytes(range(50))}, {}, story)
+
+
+def test_a_sum_that_starts_at_the_missing_byte_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake: after a restart, what lies in the spool already is no part of the digest."""
+    real = Incoming.__init__
+
+    def forgetful(self: Incoming, *given: Any) -> None:
+        real(self, *given)
+        self._hash = sha256()
+
+    story = [*HALF_WAY, ("restart", 1)]
+    check({"a-1": bytes(range(50))}, {}, story)
+    monkeypatch.setattr(Incoming, "__init__", forgetful)
     with pytest.raises(AssertionError):
         check({"a-1": bytes(range(50))}, {}, story)
 
