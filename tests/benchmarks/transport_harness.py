@@ -3,11 +3,16 @@
     python tests/benchmarks/transport_harness.py --mb 1 25 100 --rounds 5
     python tests/benchmarks/transport_harness.py --mb 10 --sites 3 30 --no-floor
     python tests/benchmarks/transport_harness.py --mb 25 --agents
+    python tests/benchmarks/transport_harness.py --mb 1 25 28 100 --flower
 
 Coordinator and sites are processes of their own, on loopback, in mutual TLS with certificates of a real register. A
 site adds a constant to every value and sends all of them back; the coordinator takes the mean. Nothing imports torch.
 The floor is gRPC's own streams of 1 MiB pieces, added into one array as they come; its rounds and medfl's take
 turns, so that both see the same machine. A round is timed at the coordinator, from its plan to its model.
+
+With --flower, Flower's own deployment moves the same model after them: SuperLink and SuperNodes with TLS and
+registered keys, in the environment of `make test-flower`. There the model is 20 tensors, and 606 at 28 MB: medfl packs
+tensors into one vector, so that their number is nothing to it.
 """
 
 import argparse
@@ -97,7 +102,9 @@ class Party:
 
     def __init__(self, role: str, *arguments: object) -> None:
         command = [sys.executable, str(TESTS / "toys" / "moving.py"), role, *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "GRPC_VERBOSITY": "NONE"}
+        # as in docs/deploy
+        deployed = {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **deployed, "PYTHONPATH": str(TESTS), "GRPC_VERBOSITY": "NONE"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -172,6 +179,26 @@ def measure(mb: float, sites: int, rounds: int, kinds: Sequence[tuple[str, str]]
     return found
 
 
+def over_flower(mb: float, sites: int, rounds: int) -> list[float]:
+    """Seconds of each round over Flower's SuperLink; the first round warms up."""
+    from toys.federations import until
+    from toys.flower_env import Flower
+
+    settings = {"values": round(mb * 1e6 / 4), "tensors": 606 if mb == 28 else 20, "rounds": rounds + 1, "sites": sites}
+    with tempfile.TemporaryDirectory() as scratch, Flower(Path(scratch) / "flower") as flower:
+        out = Path(scratch) / "rounds.json"
+        flower.superlink()
+        for number in range(sites):
+            flower.node(f"node-{number}", f"partition-id={number}")
+        given = " ".join(f"{name}={value}" for name, value in settings.items())
+        run = flower.run(Path(__file__).with_name("flower_app"), f'{given} out="{out}"')
+        until(lambda: out.exists() or flower.over(run), 1200, flower.text)
+        if not out.exists():
+            raise RuntimeError(flower.text())
+        until(lambda: flower.over(run), 60, flower.text)
+        return list(json.loads(out.read_text())["rounds"])[1:]
+
+
 def show(title: str, kinds: Sequence[tuple[str, str]], found: Sequence[Measured]) -> None:
     sys.stdout.write(f"{title}, load {os.getloadavg()[0]:.1f}\n")
     for roles, one in zip(kinds, found, strict=True):
@@ -190,6 +217,11 @@ def show(title: str, kinds: Sequence[tuple[str, str]], found: Sequence[Measured]
     sys.stdout.flush()
 
 
+def show_flower(rounds: Sequence[float], medfl: Measured) -> None:
+    middle, spent = statistics.median(rounds), " ".join(f"{value:.2f}" for value in rounds)
+    sys.stdout.write(f"  Flower       median {middle:.2f} s ({spent}), {middle / medfl.median:.0f} times medfl's\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mb", type=float, nargs="+", default=[1, 25, 28, 100])
@@ -197,17 +229,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-floor", action="store_true")
     parser.add_argument("--agents", action="store_true", help="also sites with the real agent and its memory on disk")
+    parser.add_argument("--flower", action="store_true", help="also Flower's own deployment")
     parser.add_argument("--json", action="store_true", help="one object a line")
     given = parser.parse_args()
     kinds = [MEDFL] + [AGENTS] * given.agents + [FLOOR] * (not given.no_floor)
     for mb in given.mb:
         for sites in given.sites:
             found = measure(mb, sites, given.rounds, kinds)
+            flower = over_flower(mb, sites, given.rounds) if given.flower else []
             if given.json:
                 named = {roles[1]: asdict(one) for roles, one in zip(kinds, found, strict=True)}
-                sys.stdout.write(json.dumps({"mb": mb, "sites": sites, **named}) + "\n")
+                sys.stdout.write(json.dumps({"mb": mb, "sites": sites, **named, "flower": flower}) + "\n")
             else:
                 show(f"{mb:g} MB, {sites} sites, {given.rounds} rounds", kinds, found)
+            if flower and not given.json:
+                show_flower(flower, found[0])
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ def test_a_quickstart_runs_over_medfl(tmp_path: Path, app: str, needs: str, tens
         for number in range(2):
             flower.node(f"node-{number}", f"partition-id={number}")
         run = flower.run(APP / app, f'out="{out}" num-server-rounds=2')
-        until(lambda: out.exists() or flower.over(run), 400, flower.text())
-        until(lambda: flower.over(run), 120, flower.text())
+        until(lambda: out.exists() or flower.over(run), 400, flower.text)
+        until(lambda: flower.over(run), 120, flower.text)
         assert flower.status(run) == "finished:completed", flower.text()
         log = flower.flwr("log", str(run), "here", "--show")
     assert len(load_file(out)) == tensors

@@ -45,15 +45,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def until(what: Callable[[], Any], seconds: float = 240.0, why: str = "") -> Any:
-    """The first true answer."""
+def until(what: Callable[[], Any], seconds: float = 240.0, why: str | Callable[[], str] = "") -> Any:
+    """The first true answer. why: what to say when there is none in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = what()
         if found:
             return found
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {why or what}")
+    raise AssertionError(f"not within {seconds} s: {(why() if callable(why) else why) or what}")
 
 
 class Service:

@@ -99,7 +99,7 @@ root-certificates = "{self.ca}"
         command += ["--ssl-ca-certfile", str(self.ca), "--enable-supernode-auth"]
         command += ["--disable-runtime-dependency-installation", *options]
         link = self._start("superlink", command)
-        until(lambda: self._asks("ls"), 60, link.text)
+        until(lambda: self._asks("ls"), 60, lambda: link.text)
         return link
 
     def _asks(self, *what: str) -> bool:
@@ -139,7 +139,9 @@ root-certificates = "{self.ca}"
         given = ["-c", config] if config else []
         done = self.flwr("run", str(app), "here", "--format", "json", *given)
         assert done.returncode == 0, done.stdout + done.stderr
-        return int(json.loads(done.stdout[done.stdout.index("{") :])["run-id"])
+        said = json.loads(done.stdout[done.stdout.index("{") :])
+        assert "run-id" in said, said
+        return int(said["run-id"])
 
     def status(self, run: int) -> str:
         """Of a run, as Flower says it: "running", "finished:completed", ..."""
@@ -171,9 +173,9 @@ class FlowerFederation(Federation):
             flower.node(f"node-{site}", f'medfl-home="{self.site_home(site)}"')
         run = flower.run(APP, f'coordinator="{self.home}"')
         # each question to Flower is a process of seconds: mostly the sites' ends are waited for
-        until(lambda: all(site.process.poll() is not None for site in sites) or flower.over(run), 500, flower.text())
+        until(lambda: all(site.process.poll() is not None for site in sites) or flower.over(run), 500, flower.text)
         assert [site.end() for site in sites] == [0] * len(sites), sites[0].text + flower.text()
-        until(lambda: flower.over(run), 120, flower.text())
+        until(lambda: flower.over(run), 120, flower.text)
         return flower.status(run)
 
     def flower_site(self, name: str) -> Service:
