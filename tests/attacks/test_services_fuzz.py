@@ -150,14 +150,15 @@ def test_rubbish_on_one_stream_does_not_disturb_another(tmp_path: Path) -> None:
     flooding.start()
     before = 0
     for number in range(12):
-        ticket = office.post.post("good", Request.of("echo", {"n": number}, [os.urandom(4 * MB)]))
-        assert until(lambda ticket=ticket: ticket.settled, 15.0) < 10.0  # type: ignore[misc]
+        ticket = office.post.post("good", Request.of("echo", {"n": number}, [os.urandom(10 * MB)]))
+        until(lambda ticket=ticket: ticket.settled, 60.0)  # type: ignore[misc]
         ticket.answer = None
         office.post.drop([ticket], "was answered")
         before = before or memory()
     stop.set()
     flooding.join()
-    assert memory() - before < 40 * MB
+    # kept, the messages would take 110
+    assert memory() - before < 70 * MB
     assert good.called == 1 and len(office.noted("protocol")) <= 12
     good.end()
     office.close()
