@@ -21,7 +21,7 @@ from medfl.federation.round import Federation
 from medfl.federation.summing import RoundSum
 from medfl.learning.messages import SINCE, SNAPSHOT, SiteFailure, TrainReply
 from medfl.learning.randomness import generator
-from medfl.privacy.channels.base import Message, Roster, part_digest
+from medfl.privacy.channels.base import Message, Roster, hides, part_digest
 from medfl.transport.base import Delivery, Models, Transport, model_for
 from medfl.update.base import Payload, Update
 from medfl.update.beside import joined
@@ -165,7 +165,7 @@ class Rounds:
         attempt = self.journal.plans(plan.round)
         shared = self.federation.shared(plan)
         parameters = self.federation.model.size if shared is None else shared.size
-        model = vector_digest(self._trained_from(plan, models)) if how.hides else ""
+        model = vector_digest(self._trained_from(plan, models)) if hides(how.channel.config) else ""
         told = part_digest(plan.parts.get(plan.cohort[0], {}), plan.values, model)
         context = how.context(self.run, plan.round, attempt, plan.cohort, parameters, plan.values, told)
         return how.open(context, self.roster, plan.values)

@@ -28,7 +28,7 @@ from medfl.federation.round import Federation
 from medfl.federation.schedule.base import SCHEDULES
 from medfl.learning.messages import Beginning, SiteInfo
 from medfl.learning.randomness import generator
-from medfl.privacy.channels.base import MINIMUM_SITES
+from medfl.privacy.channels.base import MINIMUM_SITES, hides
 from medfl.privacy.ledger.file import FileLedger
 from medfl.privacy.mechanisms.base import NoisePlan
 from medfl.study.build import (
@@ -162,7 +162,7 @@ class Runner:
     def _plan_noise(self, parameters: int) -> NoisePlan | None:
         """The run's noise; StudyError with everything that stands against it."""
         training, faults, noise = self._opened.training, Faults(), None
-        blind = "reveals-sum" in self.study.update.channel.traits()
+        blind = hides(self.study.update.channel)
         if blind and len(training) < MINIMUM_SITES:
             faults.add(
                 "update.channel",

@@ -42,11 +42,6 @@ class Summation:
     noise: NoisePlan | None = None
 
     @property
-    def hides(self) -> bool:
-        """Whether the coordinator sees sums alone."""
-        return "reveals-sum" in self.channel.config.traits()
-
-    @property
     def gradients(self) -> bool:
         """Whether sites send sums of gradients in place of changes of the model."""
         return self.mechanism is not None and "gradients" in self.mechanism.config.traits()

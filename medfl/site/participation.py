@@ -105,27 +105,22 @@ class Participation:
 
     def rounds_of_study(self, study: str) -> frozenset[tuple[str, int]]:
         """(run, round) of every round that was trained of a study, given by its hash."""
-        with self._file.turn():
-            return frozenset(
-                (run, number)
-                for run, stretches in self._told.runs.items()
-                for stretch in stretches
-                if stretch.study == study
-                for number in stretch.rounds
-            )
+        return frozenset((run, round_) for run, round_, _ in self._trainings(study))
 
     def trainings_of_study(self, study: str) -> int:
         """How often a study was trained, the rounds that were trained from another order again included."""
+        return len(self._trainings(study))
+
+    def _trainings(self, study: str) -> set[tuple[str, int, str]]:
+        """(run, round, order) of what was trained of a study."""
         with self._file.turn():
-            return len(
-                {
-                    (run, *order)
-                    for run, stretches in self._told.runs.items()
-                    for stretch in stretches
-                    if stretch.study == study
-                    for order in stretch.orders
-                }
-            )
+            return {
+                (run, *order)
+                for run, stretches in self._told.runs.items()
+                for stretch in stretches
+                if stretch.study == study
+                for order in stretch.orders
+            }
 
 
 class _Stretch:

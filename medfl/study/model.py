@@ -19,7 +19,7 @@ from medfl.hyperparameters.constant import ConstantConfig
 from medfl.learning.optimizers import AdamOptimizer, OptimizerConfig
 from medfl.learning.rules.base import RULES
 from medfl.plugins import PluginConfig
-from medfl.privacy.channels.base import CHANNELS
+from medfl.privacy.channels.base import CHANNELS, hides
 from medfl.privacy.mechanisms.base import MECHANISMS, MechanismConfig
 from medfl.tasks.base import TASKS, TaskConfig
 from medfl.update.codecs.base import CODECS
@@ -167,8 +167,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _fitting_regulator(self) -> Self:
         """Where nobody can look at single updates, the regulator that nobody chose keeps to what a site can say."""
-        blind = "reveals-sum" in self.update.channel.traits()
-        blind = blind or self.sums_later
+        blind = hides(self.update.channel) or self.sums_later
         blind = blind or (self.privacy is not None and "gradients" in self.privacy.traits())
         if blind and "regulator" not in self.federation.model_fields_set:
             fitting = self.federation.model_copy(update={"regulator": (REGULATORS.default("finite"),)})

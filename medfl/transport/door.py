@@ -10,7 +10,17 @@ from medfl.errors import Faults, RunError
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.messages import Beginning, LedgerHeads, TrainOrder, TrainReply
 from medfl.privacy.accounting.base import Budget
-from medfl.privacy.channels.base import HAND_OVER, PART, Channel, Identity, Message, RoundContext, SiteEnd, part_digest
+from medfl.privacy.channels.base import (
+    HAND_OVER,
+    PART,
+    Channel,
+    Identity,
+    Message,
+    RoundContext,
+    SiteEnd,
+    hides,
+    part_digest,
+)
 from medfl.privacy.codec import own_weight, weighted
 from medfl.privacy.identity import Ed25519Identity
 from medfl.privacy.ledger.base import Ledger, Unit
@@ -85,7 +95,7 @@ class SiteDoor:
         self._channel()
         self._require_grid(order)
         # no sum without rounds is of updates of one model
-        sealed = "reveals-sum" in self._inputs.study.update.channel.traits() and not self._later
+        sealed = hides(self._inputs.study.update.channel) and not self._later
         self._part = part_digest(order.part, order.values, vector_digest(model) if sealed else "")
         if self.disclosure is not None:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
@@ -210,7 +220,7 @@ class SiteDoor:
 
 def _sealed(study: Study) -> bool:
     """Whether the coordinator is to see nothing but sums, or nothing without noise."""
-    return study.privacy is not None or "reveals-sum" in study.update.channel.traits()
+    return study.privacy is not None or hides(study.update.channel)
 
 
 def _patients(data: SiteData) -> list[str]:

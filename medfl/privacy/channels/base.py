@@ -56,6 +56,11 @@ _NONE: Mapping[str, float] = MappingProxyType({})
 Exchange = Callable[[str, Mapping[str, Message]], dict[str, Message]]
 
 
+def hides(channel: PluginConfig) -> bool:
+    """Whether the coordinator can open nothing but sums of this channel."""
+    return "reveals-sum" in channel.traits()
+
+
 def part_digest(part: Mapping[str, Any], values: Mapping[str, float] = _NONE, model: str = "") -> str:
     """SHA-256, as hex, of what the sites of a sum must have been told alike: the part of the vector that orders name,
     their values, and the digest of the model to train from; "" for all of it and none.
