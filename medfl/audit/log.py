@@ -8,6 +8,7 @@ Details never hold an identifier of a patient.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,11 @@ class AuditLog:
         with self._file.turn():
             return dict(self._contents.kept)
 
+    def evaluations(self, study: str) -> int:
+        """How often metrics were told of a study, given by its hash, since it was approved last."""
+        with self._file.turn():
+            return self._contents.evaluated[study]
+
     def entries(self) -> list[Record]:
         """All records, from the first."""
         with self._file.turn():
@@ -129,6 +135,7 @@ class _Contents:
         self.head = ""
         self.hashes: set[str] = set()
         self.kept: dict[str, str] = {}
+        self.evaluated: Counter[str] = Counter()
 
     def take(self, record: Record) -> None:
         self.head = record.hash
@@ -137,6 +144,10 @@ class _Contents:
             self.owner = str(record.body.get("owner"))
         elif record.kind == PEER_HEAD:
             self.kept[str(record.body.get("party"))] = str(record.body.get("head"))
+        elif record.kind == "evaluated":
+            self.evaluated[str(record.body.get("study"))] += 1
+        elif record.kind == "approved":
+            self.evaluated.pop(str(record.body.get("study")), None)
 
 
 def read_log(path: Path, head: str | None = None) -> tuple[Verification, list[Record]]:

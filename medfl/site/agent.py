@@ -113,6 +113,8 @@ class Agent(Answering):
         if kind not in ("evaluate", "exchange"):
             raise RunError.at(f"site {self.name}", f"was asked to {kind[:40]!r}, which no coordinator may")
         self._studies_allow()
+        if kind == "evaluate":
+            self._studies.permit_evaluation(work.hash)
         handed = kind == "exchange" and header.get("stage") == HAND_OVER
         if handed:
             self._may_hand_over(header)

@@ -4,7 +4,7 @@
     HOME/studies/<hash>.decision.json   the steward's decision; a running agent sees it at its next look
 
 A decision is about exactly one hash. An approval covers at most the rounds that the study says, over all its runs, and
-so at most their epsilon; after that it takes another one.
+so at most their epsilon, and metrics of a few models a round; after that it takes another one.
 """
 
 import json
@@ -122,6 +122,19 @@ class Studies:
             )
             raise RunError.at(where, what, f"ask the study lead why; the data steward may approve {key[:12]} again")
 
+    def permit_evaluation(self, key: str) -> None:
+        """RunError when the approval is used up: metrics of enough models would tell who was trained on. The images of
+        a study's public site may be asked about as often as there are updates."""
+        standing = self.standing(key)
+        if standing.by == POLICY:
+            return
+        study = self.find(key).study
+        most = evaluations(study.stop.rounds)
+        if study.evaluation.public != self._home.site.name and self._home.audit.evaluations(key) >= most:
+            what = f"since the approval of {standing.at}, metrics were told {most} times, and no more are"
+            remedy = f"ask the study lead why; the data steward may approve {key[:12]} again"
+            raise RunError.at(f"study {key[:12]}", what, remedy)
+
     def _again(self, key: str) -> int:
         """How many trainings of a study were of a round that had been trained before, from another order."""
         done = self._home.participation
@@ -189,6 +202,11 @@ class Studies:
 def repeats(rounds: int) -> int:
     """How many rounds an approval lets be trained again from another order, as when a coordinator lost some."""
     return max(3, rounds // 10)
+
+
+def evaluations(rounds: int) -> int:
+    """How often an approval lets metrics be told: of each split after each round, and after those that are repeated."""
+    return len(_SPLITS) * (rounds + repeats(rounds))
 
 
 def refusals(study: Study, site: Site, cases: Mapping[str, int] | None = None) -> Faults:

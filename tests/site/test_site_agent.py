@@ -17,6 +17,7 @@ from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInf
 from medfl.privacy.channels.base import HAND_OVER, Message
 from medfl.privacy.identity import Ed25519Identity
 from medfl.site import agent as module
+from medfl.site import studies
 from medfl.site.agent import Agent
 from medfl.site.home import SiteHome
 from medfl.site.studies import Studies
@@ -144,6 +145,17 @@ def test_a_round_that_is_asked_for_again_with_another_model_is_another_training(
         assert ward.train(1, model)["round"] == 1
         assert ward.home.participation.trainings_of_study(study) == trainings
     assert len(ward.home.participation.rounds_of_study(study)) == 1
+
+
+def test_metrics_are_told_as_often_as_the_approval_says(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    ward.join()
+    ward.begin()
+    (study,) = [offer.hash for offer in Studies(ward.home).all()]
+    ward.agent._studies.approve(study, "me")
+    monkeypatch.setattr(studies, "evaluations", lambda rounds: 2)
+    assert [ward.evaluate()["answer"] for _ in range(2)] == ["statistics"] * 2
+    assert "metrics were told 2 times" in why(ward.evaluate())
+    assert ward.train(1)["round"] == 1, "it may go on training"
 
 
 def test_who_was_withdrawn_is_used_no_more_also_when_too_few_are_left(ward: Ward) -> None:

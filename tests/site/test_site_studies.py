@@ -117,6 +117,36 @@ def test_an_approval_is_used_up_by_rounds_that_are_asked_for_again_with_other_mo
         Studies(home).permit(key, "one", 1)
 
 
+def test_an_approval_is_used_up_by_metrics(home: SiteHome, study: Study):
+    known, key = Studies(home), study_hash(study)
+    known.offer(study, "one", "lead")
+    known.approve(key, "me")
+    most = 3 * (3 + 3)
+    for _ in range(most):
+        known.permit_evaluation(key)
+        home.audit.append("evaluated", {"study": key, "run": "one", "split": "val"})
+    home.audit.append("evaluated", {"study": "another", "run": "two", "split": "val"})
+    with pytest.raises(RunError, match=f"metrics were told {most} times"):
+        known.permit_evaluation(key)
+    # also over restarts
+    again = SiteHome.open(home.folder)
+    assert again.audit.evaluations("another") == 1
+    with pytest.raises(RunError, match=f"metrics were told {most} times"):
+        Studies(again).permit_evaluation(key)
+    known.approve(key, "me")
+    Studies(again).permit_evaluation(key)
+
+
+def test_metrics_of_public_images_are_told_as_often_as_they_are_asked_for(home: SiteHome, study: Study):
+    public = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"public": home.site.name})})
+    known, key = Studies(home), study_hash(public)
+    known.offer(public, "one", "lead")
+    known.approve(key, "me")
+    for _ in range(40):
+        known.permit_evaluation(key)
+        home.audit.append("evaluated", {"study": key, "run": "one", "split": "val"})
+
+
 def test_a_policy_may_approve_what_it_allows_and_nothing_else(home: SiteHome, study: Study):
     def policy(text: str) -> None:
         home.site_file.write_text(f"name: east\npolicy: {{approve: allowed{text}}}\n")
