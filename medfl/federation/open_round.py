@@ -74,7 +74,7 @@ class OpenRound:
         if part is not None:
             # dense within its part: what a sparse codec left out there is zero, not somebody else's
             update = embedded(Update(update.dense(), update.size), part, size)
-        mine.norm = update.norm()
+        mine.norm = update.rough_norm()
         early, proposal = self._snapshot(reply), self._proposal(reply)
         # it left the site, whatever becomes of the update
         mine.prototypes = 0 if proposal is None else len(proposal)

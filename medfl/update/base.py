@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # values a block: its float64 copy stays in the cache, and is too short for BLAS to start threads
 _BLOCK = 1 << 13
+_SAFE = 1e-20, 1e30
+"""Sums of squares in between are far from the ends of single precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,22 @@ class Update:
 
     def norm(self) -> float:
         """Euclidean norm, summed in float64; inf or NaN exactly when a value is not finite."""
-        squared = 0.0
+        return math.sqrt(self._squared(np.float64))
+
+    def rough_norm(self) -> float:
+        """The norm to about seven digits, blocks being summed in float32: in half the time. Not finite exactly when
+        a value is not."""
+        with np.errstate(over="ignore"):
+            squared = self._squared(np.float32)
+        return math.sqrt(squared) if _SAFE[0] < squared < _SAFE[1] else self.norm()
+
+    def _squared(self, precision: type[np.floating[Any]]) -> float:
+        """The sum of squares: of a block in this precision, of the blocks in float64."""
+        total = 0.0
         for start in range(0, self.values.size, _BLOCK):
-            block = self.values[start : start + _BLOCK].astype(np.float64)
-            squared += float(np.dot(block, block))
-        return math.sqrt(squared)
+            block = self.values[start : start + _BLOCK].astype(precision, copy=False)
+            total += float(np.dot(block, block))
+        return total
 
     def dense(self) -> FloatVector:
         """The update as a vector [size]; the values themselves when already dense."""

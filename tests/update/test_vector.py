@@ -1,6 +1,7 @@
 """The flat vector: packing, views, digests, norms."""
 
 import hashlib
+import warnings
 
 import numpy as np
 import pytest
@@ -86,6 +87,7 @@ def test_norm_is_exact_where_float32_is_not(size: int) -> None:
         values = (rng.normal(size=size) * scale).astype(np.float32)
         exact = float(np.linalg.norm(values.astype(np.float64)))
         assert Update(values, size).norm() == pytest.approx(exact, rel=1e-12)
+        assert Update(values, size).rough_norm() == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("size", [10, 70_000])
@@ -94,6 +96,19 @@ def test_norm_of_bad_values_is_not_finite(size: int, bad: float) -> None:
     values = np.zeros(size, np.float32)
     values[-1] = bad
     assert not np.isfinite(Update(values, size).norm())
+    assert not np.isfinite(Update(values, size).rough_norm())
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-24, 3e19, 3e38])
+def test_a_rough_norm_is_exact_where_single_precision_ends(value: float) -> None:
+    """The fake, squares in single precision alone, says zero or infinity."""
+    update = Update(np.full(10_000, value, np.float32), 10_000)
+    with warnings.catch_warnings(action="error"):
+        update.rough_norm()
+    assert update.rough_norm() == update.norm() == pytest.approx(value * 100, rel=1e-6)
+    with np.errstate(over="ignore"):
+        fake = float(np.sqrt(np.dot(update.values, update.values)))
+    assert fake == 0 if value < 1 else fake == np.inf
 
 
 def test_sparse_update_is_dense_with_zeros_elsewhere() -> None:
