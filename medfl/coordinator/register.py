@@ -28,7 +28,7 @@ from sqlalchemy.exc import DatabaseError
 from medfl.coordinator.authority import Authority, Clock, utc_now
 from medfl.coordinator.register_tables import SCHEMA, WRITING, certificates, connect, facts, invitations, metadata
 from medfl.errors import InputError, MedflError, RunError
-from medfl.study.model import COORDINATOR, POOLED
+from medfl.study.reserved import RESERVED
 from medfl.transport.certificates import NAME_LENGTH, Subject, fingerprint, requested_key, subject_of
 from medfl.transport.invitation import NAME
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer, Role
@@ -365,7 +365,7 @@ def _check_name(name: str) -> None:
     if not re.fullmatch(NAME, name) or len(name) > NAME_LENGTH:
         what = f"is not a name of at most {NAME_LENGTH} letters, digits, points, dashes and underscores"
         raise InputError.at(repr(name), what, "use the name in the hospital's file")
-    if name in (COORDINATOR, POOLED):
+    if name in RESERVED:
         raise InputError.at(repr(name), "has a meaning of its own", "give the peer another name")
 
 

@@ -21,6 +21,7 @@ from medfl.learning.rules.base import RULES
 from medfl.plugins import PluginConfig
 from medfl.privacy.channels.base import CHANNELS, hides
 from medfl.privacy.mechanisms.base import MECHANISMS, MechanismConfig
+from medfl.study.reserved import RESERVED
 from medfl.tasks.base import TASKS, TaskConfig
 from medfl.update.codecs.base import CODECS
 from medfl.update.gates.base import GATES
@@ -28,10 +29,6 @@ from medfl.update.memories.base import MEMORIES
 from medfl.update.submodels.base import SUBMODELS
 
 Chosen = SerializeAsAny[PluginConfig]
-POOLED = "pooled"
-"""The site of the centralised baseline."""
-COORDINATOR = "coordinator"
-"""The party that no site may be named as: ledgers are kept by name."""
 
 
 class Section(BaseModel):
@@ -290,7 +287,7 @@ class Site(Section):
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, name: str) -> str:
-        if name in (POOLED, COORDINATOR):
+        if name in RESERVED:
             raise ValueError(f"{name!r} has a meaning of its own; give the site another name")
         return name
 

@@ -14,7 +14,8 @@ from medfl.data.plans.base import PLANS
 from medfl.data.split import assign_splits
 from medfl.errors import DataError, Faults, InputError, StudyError
 from medfl.study.fitting import require_classes, require_task
-from medfl.study.model import COORDINATOR, POOLED, Site, Study
+from medfl.study.model import Site, Study
+from medfl.study.reserved import POOLED, RESERVED
 from medfl.study.shared_images import reads_shared, shared_cases
 
 
@@ -244,7 +245,7 @@ def _check_sites(inputs: RunInputs, found: Mapping[str, Sequence[Case]]) -> None
     if inputs.only and inputs.pooled:
         faults.add("--only, --pooled", "are two different baselines", "give one of them")
     for name in sorted(found):
-        if name in (POOLED, COORDINATOR) or "/" in name:
+        if name in RESERVED or "/" in name:
             faults.add(
                 f"site {name!r}", "cannot be a site's name: it has a meaning of its own", "rename it in the data"
             )
