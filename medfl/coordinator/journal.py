@@ -6,7 +6,6 @@ with their type, shape and checksum: no pickle.
 """
 
 import secrets
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
@@ -346,7 +346,7 @@ def _all_arrays(connection: Connection) -> Arrays:
 
 def _write(connection: Connection, name: str, array: npt.NDArray[Any]) -> None:
     raw = as_bytes(array)
-    about = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "checksum": zlib.crc32(raw)}
+    about = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "checksum": isal_zlib.crc32(raw)}
     count = max(1, -(-len(raw) // _CHUNK))
     connection.execute(delete(_arrays).where(_arrays.c.name == name, _arrays.c.chunk >= count))
     for chunk in range(count):
@@ -359,6 +359,6 @@ def _write(connection: Connection, name: str, array: npt.NDArray[Any]) -> None:
 
 def _read(name: str, chunks: list[Any]) -> npt.NDArray[Any]:
     raw = bytearray().join(chunk.data for chunk in chunks)
-    if zlib.crc32(raw) != chunks[0].checksum:
+    if isal_zlib.crc32(raw) != chunks[0].checksum:
         raise RunError.at(f"journal, array {name}", "is damaged: its checksum does not match", "start the run again")
     return np.frombuffer(raw, np.dtype(chunks[0].dtype)).reshape(chunks[0].shape)

@@ -18,7 +18,8 @@ from medfl.site.home import now as timestamp
 from medfl.site.home import write_json
 from medfl.site.storage import require_room, use_of
 from medfl.study.model import Storage
-from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
+from medfl.transport.line import Line
+from medfl.transport.mail import Mailbox, Outgoing, Wanted
 from medfl.transport.protocol.medfl_pb2 import Beat, Hello, Welcome
 from medfl.transport.serving import error_json
 from medfl.update.wire import Buffer, parts, unpack

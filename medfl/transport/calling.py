@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from medfl.errors import RunError
-from medfl.transport.mail import Line
+from medfl.transport.line import Line
 from medfl.transport.post import VERSIONS
 from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye, Hello, Welcome
 from medfl.transport.texts import plain
 
 log = logging.getLogger(__name__)
 
-_FIRST, _SLOWEST = 0.2, 10.0
+_FIRST, _SLOWEST, _GROWTH = 0.1, 10.0, 1.5
+"""Seconds between two tries, and by how much they grow."""
 _HEALTHY = 5.0
 """Seconds: a line that lived so long was a good one, and is tried again at once."""
 
@@ -79,7 +80,7 @@ def keep_calling(
         contact("away", reason)
         log.info("no line to the coordinator (%s): again in %.1f s", reason, wait)
         stop.wait(wait * random.uniform(0.5, 1.0))
-        wait = min(_SLOWEST, wait * 2)
+        wait = min(_SLOWEST, wait * _GROWTH)
 
 
 def take_leave(goodbye: Goodbye, stop: threading.Event) -> None:

@@ -1,9 +1,10 @@
 """Checks of what many messages have in common, made once."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+
+from isal import isal_zlib
 
 from medfl.update.wire import Buffer
 
@@ -30,7 +31,7 @@ class Bulk:
             for start in range(0, len(view), _BLOCK):
                 block = view[start : start + _BLOCK]
                 digest.update(block)
-                crc32 = zlib.crc32(block, crc32)
+                crc32 = isal_zlib.crc32(block, crc32)
             size += len(view)
         return cls(digest.digest(), crc32, size)
 
@@ -43,7 +44,7 @@ def crc32_of(head: Buffer, bulk: Bulk) -> int:
         if left & 1:
             factor = _times(factor, power)
         power, left = _times(power, power), left >> 1
-    return _times(factor, zlib.crc32(head)) ^ bulk.crc32
+    return _times(factor, isal_zlib.crc32(head)) ^ bulk.crc32
 
 
 def _times(one: int, other: int) -> int:

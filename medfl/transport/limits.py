@@ -1,9 +1,9 @@
-"""How often somebody may try: a token bucket for each source, in bounded memory."""
+"""How often somebody may try, and how many may do something at once."""
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 
 class RateLimit:
@@ -44,3 +44,42 @@ class RateLimit:
     def _filled(self, bucket: tuple[float, float], now: float, times: int) -> float:
         left, then = bucket
         return min(float(self._burst * times), left + (now - then) * self._rate * times)
+
+
+class Turns:
+    """A few at once, the others in the sequence in which they asked. Whoever takes longer than `patience` seconds goes
+    on, and does not keep the others from their turn. Thread-safe."""
+
+    def __init__(self, at_once: int, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._at_once = at_once
+        self._patience = patience
+        self._clock = clock
+        self._begun: dict[Hashable, float] = {}
+        self._waiting: dict[Hashable, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, who: Hashable, go: Callable[[], None]) -> None:
+        """go is called when it is its turn, by whatever thread finds that it is."""
+        with self._lock:
+            self._waiting[who] = go
+        self.look()
+
+    def end(self, who: Hashable) -> None:
+        """It has had its turn, or does not want it any more. Calls nobody: `look` does."""
+        with self._lock:
+            self._begun.pop(who, None)
+            self._waiting.pop(who, None)
+
+    def look(self) -> None:
+        """Whether it is somebody's turn; asked now and then while some wait."""
+        if not self._waiting:
+            return
+        with self._lock:
+            now = self._clock()
+            self._begun = {who: begun for who, begun in self._begun.items() if now - begun < self._patience}
+            called = list(self._waiting.items())[: max(0, self._at_once - len(self._begun))]
+            for who, _ in called:
+                del self._waiting[who]
+                self._begun[who] = now
+        for _, go in called:
+            go()

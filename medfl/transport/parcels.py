@@ -3,7 +3,6 @@
 import mmap
 import os
 import threading
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -11,8 +10,11 @@ from io import FileIO
 from itertools import accumulate
 from pathlib import Path
 
+from isal import isal_zlib
+
 from medfl.errors import RunError
-from medfl.transport.protocol.medfl_pb2 import Chunk, Frame, Open
+from medfl.transport.pieces import Piece
+from medfl.transport.protocol.medfl_pb2 import Frame, Open
 from medfl.update.wire import Buffer
 
 CHUNK = 2**20
@@ -21,37 +23,15 @@ SHORT = 2**18
 """Bytes of a piece on a slow line: so few that it comes in seconds over any line that deserves the name."""
 INLINE = 2**16
 """Bytes: messages up to this size travel inside their Open."""
-_CHUNK_FIELD, _DATA_FIELD = bytes([Frame.CHUNK_FIELD_NUMBER << 3 | 2]), bytes([Chunk.DATA_FIELD_NUMBER << 3 | 2])
 
 
 class ProtocolError(RunError):
     """The other end broke the protocol: the connection is ended, and nothing else."""
 
 
-def encoded(frame: Frame) -> bytes:
-    """The frame as protobuf writes it, byte for byte. Pieces are put together here: protobuf moves a large field
-    several times, which took ten times as long as all the rest."""
-    if frame.WhichOneof("kind") != "chunk":
-        return frame.SerializeToString()
-    data = frame.chunk.data
-    head = Chunk(id=frame.chunk.id, offset=frame.chunk.offset).SerializeToString()
-    if data:
-        head += _DATA_FIELD + _varint(len(data))
-    return b"".join((_CHUNK_FIELD, _varint(len(head) + len(data)), head, data))
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
-
-
 class Outgoing:
-    """A message on its way out. The pieces are not copied: they must not change while it is sent. crc32: where the
-    caller knows it."""
+    """A message on its way out. The pieces are not copied: they must not change while it is sent, nor for a while after
+    it was given up. crc32: where the caller knows it."""
 
     def __init__(self, id_: str, pieces: Sequence[Buffer], crc32: int | None = None) -> None:
         self.id = id_
@@ -61,7 +41,7 @@ class Outgoing:
         self.sent = 0
         checksum = 0
         for piece in self._pieces if crc32 is None else ():
-            checksum = zlib.crc32(piece, checksum)
+            checksum = isal_zlib.crc32(piece, checksum)
         self.crc32 = checksum if crc32 is None else crc32
 
     def open(self, inline: int = INLINE) -> Frame:
@@ -70,17 +50,14 @@ class Outgoing:
         self.sent += len(data)
         return Frame(open=Open(id=self.id, size=self.size, crc32=self.crc32, data=data))
 
-    def chunk(self, offset: int, long: bool = False) -> tuple[Frame, int]:
+    def piece(self, offset: int, long: bool = False) -> tuple[Piece, int]:
         """A piece from `offset` on, of CHUNK bytes at most or of SHORT; where the next begins."""
         longest = CHUNK if long else min(SHORT, CHUNK)
         at = bisect_right(self._ends, offset)
         start = offset - (self._ends[at - 1] if at else 0)
-        data = bytes(self._pieces[at][start : start + longest])
+        data = self._pieces[at][start : start + longest]
         self.sent += len(data)
-        # in place: given as an argument, a chunk would be copied
-        frame = Frame()
-        frame.chunk.id, frame.chunk.offset, frame.chunk.data = self.id, offset, data
-        return frame, offset + len(data)
+        return Piece(self.id, offset, data), offset + len(data)
 
 
 def unload(message: memoryview | None) -> None:
@@ -127,9 +104,9 @@ class Incoming:
         self._file, self.have, self._checksum = self._open(), 0, 0
         self._hash = None if self._hash is None else sha256()
 
-    def _sum_up(self, data: bytes) -> None:
+    def _sum_up(self, data: Buffer) -> None:
         """While the bytes are in the cache: to read the whole again would take memory and time."""
-        self._checksum = zlib.crc32(data, self._checksum)
+        self._checksum = isal_zlib.crc32(data, self._checksum)
         if self._hash is not None:
             self._hash.update(data)
 
@@ -138,7 +115,7 @@ class Incoming:
         """SHA-256, as hex, of the bytes that are there; "" where nobody wants it."""
         return "" if self._hash is None else self._hash.hexdigest()
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: Buffer) -> None:
         """The next bytes; ProtocolError when they are not the next ones or too many."""
         end = offset + len(data)
         if offset != self.have or not data or end > self.size:

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from medfl.transport.checksums import Bulk, crc32_of
-from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
+from medfl.transport.limits import Turns
+from medfl.transport.line import Line
+from medfl.transport.mail import Mailbox, Outgoing, Wanted
 from medfl.transport.peers import AdmissionError, Peer
-from medfl.transport.protocol.medfl_pb2 import Beat, Frame, Welcome
+from medfl.transport.pieces import Piece, Sent
+from medfl.transport.protocol.medfl_pb2 import Beat, Frame, Hello, Welcome
 from medfl.transport.texts import plain
 from medfl.update.wire import Buffer, parts
 
@@ -26,6 +29,10 @@ VERSIONS = (1,)
 """Of the protocol, that this software speaks."""
 BEAT = 2.0
 """Seconds between two beats."""
+_AT_ONCE = 6
+"""Large messages under way at once, to and from all sites, so that memory hardly grows with their number."""
+_TURN = 1.0
+"""Seconds after which one keeps no other waiting: of those that take longer, more are under way."""
 _SESSION = re.compile(r"[0-9a-f]{16,64}")
 _HEAD = re.compile(r"[0-9a-f]{64}")
 
@@ -99,11 +106,18 @@ Witness = Callable[[str, str, str], tuple[str, str]]
 """(party, head of its audit log, head of ours that it kept last) -> (ours, the head of its log that we kept last)."""
 
 
-def _why_not(peer: Peer, frame: Frame) -> str:
-    """Why a peer's first frame is not taken; "" when it is."""
-    hello, heads = frame.hello, (frame.hello.audit, frame.hello.kept)
-    if frame.WhichOneof("kind") != "hello":
-        return "did not begin with a greeting"
+def _greeting(peer: Peer, frame: Sent) -> Hello:
+    """What a peer's first frame says; AdmissionError when it is not taken."""
+    if isinstance(frame, Piece) or frame.WhichOneof("kind") != "hello":
+        raise AdmissionError.at(peer.name, "did not begin with a greeting")
+    why = _why_not(peer, frame.hello)
+    if why:
+        raise AdmissionError.at(peer.name, why)
+    return frame.hello
+
+
+def _why_not(peer: Peer, hello: Hello) -> str:
+    """Why a peer's greeting is not taken; "" when it is."""
     if hello.name != peer.name:
         return f"calls itself {plain(hello.name, 80)!r}, its certificate says {peer.name!r}"
     if peer.role == "auditor":
@@ -113,7 +127,7 @@ def _why_not(peer: Peer, frame: Frame) -> str:
         return f"speaks protocol {theirs}, this coordinator {ours} ({plain(hello.software, 80)})"
     if not _SESSION.fullmatch(hello.session):
         return "has no session of its own"
-    if any(head and not _HEAD.fullmatch(head) for head in heads):
+    if any(head and not _HEAD.fullmatch(head) for head in (hello.audit, hello.kept)):
         return "says of audit logs what is not a SHA-256"
     return ""
 
@@ -139,18 +153,21 @@ class Post:
         self._presence = presence
         self._witness = witness
         self._desks: dict[str, _Desk] = {}
+        self._turns = Turns(_AT_ONCE, _TURN)
 
     # lines
 
-    def welcome(self, peer: Peer, frame: Frame) -> Line:
+    def welcome(self, peer: Peer, frame: Sent) -> Line:
         """A peer opened a stream with this frame; AdmissionError when it may not."""
-        hello, common = frame.hello, set(frame.hello.versions) & set(VERSIONS)
-        why = _why_not(peer, frame)
-        if why:
-            raise AdmissionError.at(peer.name, why)
+        hello = _greeting(peer, frame)
         head, kept = self._witness(peer.name, hello.audit, hello.kept)
         answer = Welcome(
-            version=max(common), coordinator=self.name, beat=BEAT, largest=self.largest, audit=head, kept=kept
+            version=max(set(hello.versions) & set(VERSIONS)),
+            coordinator=self.name,
+            beat=BEAT,
+            largest=self.largest,
+            audit=head,
+            kept=kept,
         )
         with self.changed:
             desk = self._desk(peer)
@@ -178,7 +195,7 @@ class Post:
             def unstored(id_: str, error: OSError) -> None:
                 self._unstored(name, id_, error)
 
-            box = Mailbox(self._spool / name, wanted, arrived, unstored=unstored, hashed=True)
+            box = Mailbox(self._spool / name, wanted, arrived, unstored=unstored, hashed=True, turns=self._turns)
             self._desks[name] = _Desk(peer, box)
         return self._desks[peer.name]
 
@@ -212,11 +229,19 @@ class Post:
             kinds = [known.kind for known in self._greeting]
             self._greeting[kinds.index(request.kind)] = request
 
-    def take(self, peer: Peer, line: Line, frame: Frame) -> None:
+    def take(self, peer: Peer, line: Line, frame: Sent) -> None:
         """A frame that came by a line."""
+        try:
+            self._take(peer, line, frame)
+        finally:
+            self._turns.look()
+
+    def _take(self, peer: Peer, line: Line, frame: Sent) -> None:
         if line.ended:
             return
-        if frame.WhichOneof("kind") == "beat":
+        if isinstance(frame, Piece):
+            line.take(frame)
+        elif frame.WhichOneof("kind") == "beat":
             self._beat(peer.name, frame.beat)
         elif frame.WhichOneof("kind") == "goodbye":
             log.info("site %s says goodbye: %s", peer.name, plain(frame.goodbye.reason))
@@ -241,6 +266,7 @@ class Post:
             if desk is not None and desk.line is line:
                 desk.line = None
                 self._turn(desk, "lost", reason)
+        self._turns.look()
 
     def _turn(self, desk: _Desk, state: str, detail: str) -> None:
         desk.state, desk.detail = state, detail

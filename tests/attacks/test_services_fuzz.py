@@ -21,6 +21,7 @@ from medfl.transport.answers import body, failure, heads_of, info_of
 from medfl.transport.mail import MAX_FRAME, Mailbox
 from medfl.transport.messages import decode_reply, decode_statistics, encode_statistics
 from medfl.transport.peers import Peer
+from medfl.transport.pieces import decoded
 from medfl.transport.post import Post, Request, Ticket
 from medfl.transport.protocol.medfl_pb2 import Beat, Chunk, Done, Forget, Frame, Goodbye, Have, Hello, Open, Welcome
 from medfl.update.wire import MAGIC, MAX_BUFFERS, MAX_HEADER, pack_arrays, parts, unpack, unpack_arrays
@@ -108,7 +109,7 @@ def test_a_hundred_thousand_frames(end: str, tmp_path: Path) -> None:
         if number % 10 == 0:
             data = chance.randbytes(chance.randint(0, 60))
         try:
-            frame = Frame.FromString(data)
+            frame = decoded(data)
         except DecodeError:
             continue
         read += 1

@@ -26,7 +26,8 @@ from medfl.integrations.flower.station import FlowerSite, Listener, socket_path
 from medfl.integrations.flower.tunnel import Tunnel, TunnelError, context
 from medfl.site.enrolment import load_credentials
 from medfl.transport.mail import ProtocolError
-from medfl.transport.protocol.medfl_pb2 import Beat, Chunk, Frame
+from medfl.transport.pieces import Piece
+from medfl.transport.protocol.medfl_pb2 import Beat, Frame
 
 SWIFT = Pace(step=0.01, hold=5.0, idle=1.0, answer=6.0, grace=20.0, again=0.05)
 
@@ -41,7 +42,7 @@ def test_any_bytes_are_an_envelope_or_an_error(data: bytes) -> None:
 
 @given(st.lists(st.binary(max_size=50), max_size=5), st.integers(0, 9), st.text(max_size=20))
 def test_envelopes_and_frames_come_back(texts: list[bytes], number: int, line: str) -> None:
-    frames = [Frame(chunk=Chunk(id="a", offset=number, data=text)) for text in texts]
+    frames = [Piece("a", number, memoryview(text)) for text in texts]
     data = b"".join(join_frames(frames))
     envelope = Envelope(line, number, 2, 1.5)
     found, inner = unpack_envelope(envelope.pack(data))
@@ -77,10 +78,10 @@ def test_both_ends_prove_themselves_and_frames_come_through(federation: Federati
     shake(site, lead)
     assert site.ready and lead.ready
     assert lead.certificate.split() == load_credentials(federation.site_home("hospital-a")).certificate.split()
-    large = Frame(chunk=Chunk(id="m", data=random.Random(0).randbytes(300_000)))
+    large = Piece("m", 0, memoryview(random.Random(0).randbytes(300_000)))
     site.write([Frame(beat=Beat(state="ready")), large])
     carried = site.outgoing()
-    assert large.chunk.data[:64] not in carried
+    assert bytes(large.data[:64]) not in carried
     lead.feed(carried)
     assert lead.frames() == [Frame(beat=Beat(state="ready")), large]
 
@@ -89,7 +90,7 @@ def test_both_ends_prove_themselves_and_frames_come_through(federation: Federati
 def test_what_was_meddled_with_is_noticed(federation: Federation, meddle: str) -> None:
     site, lead = ends(federation)
     shake(site, lead)
-    site.write([Frame(chunk=Chunk(id="m", data=bytes(1000)))])
+    site.write([Piece("m", 0, memoryview(bytes(1000)))])
     data = bytearray(site.outgoing())
     if meddle == "change":
         data[500] ^= 1

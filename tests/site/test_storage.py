@@ -260,7 +260,7 @@ def promised(party: Party) -> list[str]:
     line = party.box.connect(2.0)
     for name in ("a-1", "b-2"):
         line._open(Open(id=name, size=5 * MIB, crc32=1))
-    return list(line.coming)
+    return [incoming.id for incoming in line.incoming]
 
 
 def test_what_was_promised_counts_before_it_comes(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_who_is_refused_again_and_again_fills_no_memory(tmp_path: Path) -> None:
         for number in range(5000):
             line._open(Open(id=f"a-{number}", size=2 * MIB, crc32=1))
             line.control.clear()
-    assert len(party.box._outgoing) <= 256 and not list((tmp_path / "work" / "spool").iterdir())
+    assert len(party.box.outgoing) <= 256 and not list((tmp_path / "work" / "spool").iterdir())
 
 
 def test_what_was_counted_is_what_the_disk_has(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from medfl.learning.messages import SiteInfo, TrainReply
 from medfl.transport.certificates import subject_of
 from medfl.transport.grpc.client import Address, hold
 from medfl.transport.grpc.server import FederationServer
-from medfl.transport.mail import Line, Mailbox, Outgoing, Wanted
+from medfl.transport.line import Line
+from medfl.transport.mail import Mailbox, Outgoing, Wanted
 from medfl.transport.messages import encode_reply
 from medfl.transport.post import Post, Ticket
 from medfl.transport.protocol.medfl_pb2 import Frame, Hello, Welcome

@@ -4,26 +4,34 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from medfl.transport.mail import Line, Mailbox, Outgoing, ProtocolError, Wanted
-from medfl.transport.protocol.medfl_pb2 import Frame
+from medfl.transport.limits import Turns
+from medfl.transport.line import Line
+from medfl.transport.mail import Mailbox, Outgoing, ProtocolError, Wanted
+from medfl.transport.pieces import Sent, decoded, encoded, kind_of
 
 
 class End:
     """One side: what it sends, and what arrived, which it remembers over restarts as a journal does."""
 
-    def __init__(self, spool: Path, messages: Mapping[str, bytes]) -> None:
+    def __init__(self, spool: Path, messages: Mapping[str, bytes], turns: Turns | None = None) -> None:
         self.spool = spool
+        self.turns = turns
         self.unsent = dict(messages)
         self.arrived: list[tuple[str, bytes]] = []
         self.digests: list[str] = []
-        self.ways: deque[Frame] = deque()
+        self.ways: deque[Sent] = deque()
         self.line: Line
         self.restart()
 
     def restart(self) -> None:
         """The process begins anew, over the spool that it left."""
         self.box = Mailbox(
-            self.spool, self.wanted, self._arrived, delivered=lambda id_: self.unsent.pop(id_, None), hashed=True
+            self.spool,
+            self.wanted,
+            self._arrived,
+            delivered=lambda id_: self.unsent.pop(id_, None),
+            hashed=True,
+            turns=self.turns,
         )
         for id_, message in self.unsent.items():
             self.box.send(Outgoing(id_, [message[:3], message[3:]]))
@@ -62,9 +70,9 @@ class Wire:
         if not self.ends[at].ways:
             return False
         frame = self.ends[at].ways.popleft()
-        if frame.WhichOneof("kind") != "beat":
+        if kind_of(frame) != "beat":
             try:
-                self.ends[1 - at].line.take(Frame.FromString(frame.SerializeToString()))
+                self.ends[1 - at].line.take(decoded(encoded(frame)))
             except ProtocolError:
                 self.cut()
         return True

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from medfl.transport.limits import RateLimit
+from medfl.transport.limits import RateLimit, Turns
 
 
 @dataclass
@@ -53,3 +53,41 @@ def test_threads_share_a_bucket():
 def test_limits_that_make_no_sense(rate: float, burst: int, sources: int):
     with pytest.raises(ValueError):
         RateLimit(rate, burst, sources=sources)
+
+
+def ask(turns: Turns, *names: str) -> list[str]:
+    """Those whose turn it was, in sequence; those who ask are called later, too."""
+    called: list[str] = []
+    for name in names:
+        turns.ask(name, lambda name=name: called.append(name))  # type: ignore[misc]
+    return called
+
+
+def test_a_few_have_their_turn_and_the_others_follow_in_sequence():
+    turns = Turns(2, 5.0, Watch())
+    called = ask(turns, "a", "b", "c", "d", "e")
+    assert called == ["a", "b"]
+    turns.end("d")
+    turns.end("a")
+    assert called == ["a", "b"]
+    turns.look()
+    assert called == ["a", "b", "c"]
+    turns.end("b")
+    turns.end("c")
+    turns.look()
+    assert called == ["a", "b", "c", "e"]
+
+
+def test_whoever_takes_long_keeps_nobody_waiting():
+    watch = Watch()
+    turns = Turns(1, 5.0, watch)
+    called = ask(turns, "slow", "b", "c")
+    watch.now += 4.9
+    turns.look()
+    assert called == ["slow"]
+    watch.now += 0.2
+    turns.look()
+    assert called == ["slow", "b"]
+    turns.end("slow")
+    turns.look()
+    assert called == ["slow", "b"]

@@ -2,7 +2,7 @@
 
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys.wires import End, Wire
 
-from medfl.transport import mail, parcels
+from medfl.transport import line as lines
+from medfl.transport import parcels
+from medfl.transport.limits import Turns
+from medfl.transport.line import Line
 from medfl.transport.mail import Mailbox, Outgoing, ProtocolError
 from medfl.transport.parcels import Incoming
-from medfl.transport.protocol.medfl_pb2 import Beat, Chunk, Frame, Have, Open
+from medfl.transport.pieces import Piece, Sent, kind_of
+from medfl.transport.protocol.medfl_pb2 import Beat, Frame, Have, Open
 
 MESSAGES = st.dictionaries(st.sampled_from(["a-1", "b-2", "c-3"]), st.binary(max_size=60), max_size=3)
 ACTIONS = st.lists(
@@ -31,7 +35,7 @@ def _small() -> Iterator[None]:
     """Chunks of 7 bytes, and messages of up to 5 inside their announcement."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parcels, "CHUNK", 7)
-        patch.setattr(mail, "INLINE", 5)
+        patch.setattr(lines, "INLINE", 5)
         yield
 
 
@@ -94,7 +98,7 @@ def test_a_byte_that_changed_in_the_spool_is_noticed(then: str, monkeypatch: pyt
     story = [*HALF_WAY, ("flip", 1), (then, 1)]
     check({"a-1": bytes(range(50))}, {}, story)
     # a receiver that believes its file takes the damaged message
-    monkeypatch.setattr(parcels.zlib, "crc32", lambda data, start=0: 0)
+    monkeypatch.setattr(parcels.isal_zlib, "crc32", lambda data, start=0: 0)
     with pytest.raises(AssertionError):
         check({"a-1": bytes(range(50))}, {}, story)
 
@@ -127,7 +131,7 @@ def test_a_transfer_goes_on_at_the_missing_byte(tmp_path: Path) -> None:
     wire = Wire(one, other)
     for action, at in HALF_WAY:
         act(wire, action, at)
-    outgoing = one.box._outgoing["a-1"]
+    outgoing = one.box.outgoing["a-1"]
     other.restart()
     wire.cut()
     assert wire.settle() and other.arrived == [("a-1", message)] and wire.cuts == 1
@@ -138,8 +142,8 @@ def test_a_transfer_goes_on_at_the_missing_byte(tmp_path: Path) -> None:
 def outgoing_order(one: End, wire: Wire) -> list[str]:
     found = []
     while wire.send(0) or wire.send(1) or one.ways or wire.ends[1].ways:
-        found += [frame.chunk.id for frame in one.ways if frame.WhichOneof("kind") == "chunk"]
-        found += [f"open {frame.open.id}" for frame in one.ways if frame.WhichOneof("kind") == "open"]
+        found += [frame.id for frame in one.ways if isinstance(frame, Piece)]
+        found += [f"open {frame.open.id}" for frame in one.ways if kind_of(frame) == "open"]
         wire.deliver(0)
         wire.deliver(1)
     return found
@@ -227,10 +231,10 @@ def test_a_flood_of_announcements_is_ended_and_fills_nothing(tmp_path: Path) -> 
 def test_bytes_that_nobody_asked_for_end_the_line_but_a_few_do_not(tmp_path: Path) -> None:
     line = mailbox(tmp_path / "spool").connect(2.0)
     for _ in range(64):
-        line.take(Frame(chunk=Chunk(id="a", offset=0, data=b"x")))
+        line.take(Piece("a", 0, memoryview(b"x")))
     with pytest.raises(ProtocolError):
         for _ in range(64):
-            line.take(Frame(chunk=Chunk(id="a", offset=0, data=b"x")))
+            line.take(Piece("a", 0, memoryview(b"x")))
 
 
 def test_frames_out_of_place_end_the_line(tmp_path: Path) -> None:
@@ -244,7 +248,7 @@ def test_frames_out_of_place_end_the_line(tmp_path: Path) -> None:
     line.take(Frame(open=opened))
     for offset, data in ((7, b"x"), (0, b""), (0, bytes(71))):
         with pytest.raises(ProtocolError):
-            line.take(Frame(chunk=Chunk(id="b", offset=offset, data=data)))
+            line.take(Piece("b", offset, memoryview(data)))
 
 
 def test_a_message_that_never_fits_its_checksum_ends_the_line(tmp_path: Path) -> None:
@@ -252,7 +256,7 @@ def test_a_message_that_never_fits_its_checksum_ends_the_line(tmp_path: Path) ->
     line.take(Frame(open=Open(id="a", size=7, crc32=zlib.crc32(b"1234567"))))
     with pytest.raises(ProtocolError, match="damaged"):
         for _ in range(3):
-            line.take(Frame(chunk=Chunk(id="a", offset=0, data=b"7654321")))
+            line.take(Piece("a", 0, memoryview(b"7654321")))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-30, -1.0, float("nan"), float("inf"), 1e30])
@@ -264,7 +268,7 @@ def test_a_beat_that_makes_no_sense_is_not_kept(tmp_path: Path, seconds: float) 
 def test_a_full_disk_costs_the_message_and_not_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = End(tmp_path / "one", {"a-1": bytes(70), "b-2": b"tiny"}), End(tmp_path / "other", {})
     lost: list[tuple[str, int | None]] = []
-    other.box._unstored = lambda id_, error: lost.append((id_, error.errno))
+    other.box.unstored = lambda id_, error: lost.append((id_, error.errno))
     wire = Wire(one, other)
 
     def write(*_: object) -> None:
@@ -295,6 +299,122 @@ def test_a_message_that_is_announced_again_and_again_with_other_bytes_fills_no_d
     line = end.box.connect(1.0)
     for number in range(20):
         line.take(Frame(open=Open(id="a-1", size=100, crc32=number)))
-        line.take(Frame(chunk=Chunk(id="a-1", offset=0, data=bytes(90))))
+        line.take(Piece("a-1", 0, memoryview(bytes(90))))
         line.take(Frame(open=Open(id="b-2", size=50, crc32=7)))
     assert sorted(path.name.split(".")[0] for path in end.spool.iterdir()) == ["a-1", "b-2"]
+
+
+class Crowd:
+    """Sites with a large message each way; the other ends share their turns. most: messages that were under way, begun
+    and not whole, at once."""
+
+    def __init__(self, folder: Path, count: int, at_once: int) -> None:
+        self.now = 0.0
+        turns = Turns(at_once, 1.0, lambda: self.now)
+        sites = [End(folder / f"site-{n}", {f"up-{n}": bytes([n]) * 70}) for n in range(count)]
+        self.leads = [End(folder / f"lead-{n}", {f"down-{n}": bytes([n]) * 70}, turns) for n in range(count)]
+        self.wires = [Wire(*ends) for ends in zip(sites, self.leads, strict=True)]
+        self.most = 0
+        self._begun = set[str]()
+
+    def run(self, *stuck: int) -> None:
+        """Until nothing moves any more; of stuck sites no piece does, either way."""
+        moved = True
+        while moved:
+            moved = False
+            for number, wire in enumerate(self.wires):
+                moved |= any([wire.send(0), wire.send(1)])
+                for at, end in enumerate(wire.ends):
+                    self._see(end.ways[0] if end.ways else None)
+                    if number not in stuck or not (end.ways and isinstance(end.ways[0], Piece)):
+                        moved |= wire.deliver(at)
+
+    def _see(self, frame: Sent | None) -> None:
+        if isinstance(frame, Piece):
+            self._begun.add(frame.id)
+            self.most = max(self.most, len(self._begun))
+            if frame.offset + len(frame.data) == 70:
+                self._begun.discard(frame.id)
+
+    def whole(self) -> int:
+        """Messages that arrived."""
+        return sum(len(end.arrived) for wire in self.wires for end in wire.ends)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_large_messages_of_all_lines_take_turns(tmp_path: Path, at_once: int) -> None:
+    crowd = Crowd(tmp_path, 8, at_once)
+    crowd.run()
+    assert crowd.whole() == 16 and crowd.most == at_once
+    free = Crowd(tmp_path / "free", 8, 100)
+    free.run()
+    assert free.whole() == 16 and free.most == 16
+
+
+def test_lines_that_are_stuck_keep_the_others_waiting_for_a_second_and_no_longer(tmp_path: Path) -> None:
+    crowd = Crowd(tmp_path, 8, 3)
+    crowd.run(0, 1, 2)
+    assert crowd.whole() < 10
+    # six messages are stuck, three at once
+    crowd.now += 1.0
+    crowd.run(0, 1, 2)
+    crowd.now += 1.0
+    crowd.run(0, 1, 2)
+    assert crowd.whole() == 10
+    crowd.run()
+    assert crowd.whole() == 16
+
+
+def test_a_line_that_ends_with_its_last_piece_gives_its_turn_back_at_once(tmp_path: Path) -> None:
+    turns = Turns(1, 1.0, lambda: 0.0)
+    first, second = (
+        End(tmp_path / name, {f"{name}-1": bytes(70)}, turns).box.connect(2.0) for name in ("first", "second")
+    )
+    for line, id_ in ((first, "first-1"), (second, "second-1")):
+        line.ready(0.0, 0)
+        line.take(Frame(have=Have(id=id_, offset=0)))
+    assert len(first.ready(0.0, 10_000)) == 11, "the whole message: none of it is kept from the other end"
+    assert not second.ready(0.0, 10_000)
+    first.end()
+    assert len(second.ready(0.0, 10_000)) == 11
+
+
+class Cutting(Turns):
+    """Turns that are asked for when the line has just ended: another thread's work."""
+
+    line: Line
+
+    def ask(self, who: Hashable, go: Callable[[], None]) -> None:
+        self.line.end()
+        super().ask(who, go)
+
+
+@pytest.mark.parametrize(
+    "frame", [Frame(have=Have(id="m-1", offset=0)), Frame(open=Open(id="in-1", size=50, crc32=1))], ids=["out", "in"]
+)
+def test_a_line_that_ends_while_it_asks_keeps_no_turn(tmp_path: Path, frame: Frame) -> None:
+    turns = Cutting(1, 100.0)
+    end = End(tmp_path / "one", {"m-1": bytes(70)}, turns)
+    turns.line = end.box.connect(2.0)
+    turns.line.take(frame)
+    assert ask_in(turns) == ["next"], "the next one need not wait"
+
+
+def ask_in(turns: Turns) -> list[str]:
+    called: list[str] = []
+    Turns.ask(turns, "next", lambda: called.append("next"))
+    return called
+
+
+def test_a_line_that_ends_gives_its_turn_back_at_once(tmp_path: Path) -> None:
+    crowd = Crowd(tmp_path, 8, 2)
+    crowd.run(0, 1)
+    assert crowd.whole() == 0
+    for lead in crowd.leads[:2]:
+        lead.line.end()
+    crowd.run(0, 1)
+    assert crowd.whole() == 12
+    for wire in crowd.wires[:2]:
+        wire.cut()
+    crowd.run()
+    assert crowd.whole() == 16

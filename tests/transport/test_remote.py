@@ -12,10 +12,14 @@ import pytest
 from toys.services import Hospital, Office, hello, reply, until
 
 from medfl.learning.messages import Beginning, SiteFailure, TrainOrder, TrainReply
+from medfl.transport import post as office
 from medfl.transport.base import Delivery
+from medfl.transport.line import Line
 from medfl.transport.messages import encode_statistics
 from medfl.transport.peers import Peer
+from medfl.transport.pieces import Piece
 from medfl.transport.post import Post, Request
+from medfl.transport.protocol.medfl_pb2 import Frame, Have
 from medfl.transport.remote import Patience, Remote, Terms
 from medfl.update.base import Payload
 from medfl.update.wire import parts
@@ -170,6 +174,29 @@ def test_a_greeting_that_a_process_did_not_take_is_not_for_the_next_one(tmp_path
         line = post.welcome(peer, hello("east", session=session))
     opened = [frame.open.id for frame in line.ready(0.0, 2**20) if frame.WhichOneof("kind") == "open"]
     assert opened == [f"join-{'3' * 16}-0"]
+
+
+def test_large_messages_to_all_sites_take_turns_and_a_lost_site_gives_its_turn_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(office, "_AT_ONCE", 1)
+    monkeypatch.setattr(office, "_TURN", 100.0)
+    post = Post("lead", tmp_path / "spool", lambda site, state, detail: None)
+    peers = [Peer(name, "site", digit * 64, digit * 64) for name, digit in (("east", "e"), ("west", "a"))]
+    lines = [post.welcome(peer, hello(peer.name)) for peer in peers]
+    tickets = [post.post(peer.name, Request.of("train", {"site": peer.name}, [bytes(200_000)])) for peer in peers]
+
+    def pieces(line: Line) -> int:
+        return sum(isinstance(frame, Piece) for frame in line.ready(0.0, 2**20))
+
+    for peer, line, ticket in zip(peers, lines, tickets, strict=True):
+        line.ready(0.0, 2**20)
+        post.take(peer, line, Frame(have=Have(id=ticket.id, offset=0)))
+    assert pieces(lines[0]) and not pieces(lines[1])
+    lines[0].end()
+    post.gone(peers[0], lines[0], "lost")
+    assert lines[1]._sending, "it is told: it may be asleep"
+    assert pieces(lines[1])
 
 
 def test_a_site_that_joins_with_rubbish_takes_no_part(federation: Federation) -> None:

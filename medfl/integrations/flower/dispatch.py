@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from medfl.errors import MedflError, RunError
 from medfl.integrations.flower.envelope import INLINE, MOST, Envelope, unpack_envelope
 from medfl.integrations.flower.tunnel import Tunnel
-from medfl.transport.mail import Line
+from medfl.transport.line import Line
 from medfl.transport.peers import Doorkeeper, Peer
+from medfl.transport.pieces import Sent, kind_of
 from medfl.transport.post import Post
 from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye
 
@@ -79,7 +80,7 @@ class _Node:
     line: Line | None = None
     old: Line | None = None
     certificate: bytes = b""
-    waiting: list[Frame] = field(default_factory=list)
+    waiting: list[Sent] = field(default_factory=list)
     pending: str = ""
     sent: float = field(default_factory=time.monotonic)
     wait: float = 0.0
@@ -186,7 +187,7 @@ class Dispatcher:
         if node.line is not None and node.peer is not None:
             ended, want = node.line.ended, self._post.awaits(node.peer.name)
             node.waiting += node.line.ready(0.0, MOST)
-            patient = all(frame.WhichOneof("kind") in _PATIENT for frame in node.waiting)
+            patient = all(kind_of(frame) in _PATIENT for frame in node.waiting)
             if patient and not want and now - node.sent < self._pace.idle and not ended:
                 return None
             node.tunnel.write(node.waiting)
@@ -225,7 +226,7 @@ class Dispatcher:
             else:
                 self._post.take(peer, node.line, frame)
 
-    def _welcome(self, node: _Node, peer: Peer, frame: Frame) -> None:
+    def _welcome(self, node: _Node, peer: Peer, frame: Sent) -> None:
         try:
             node.line = self._post.welcome(peer, frame)
         except MedflError as error:

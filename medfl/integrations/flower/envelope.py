@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from medfl.errors import RunError
 from medfl.transport.mail import ProtocolError
-from medfl.transport.protocol.medfl_pb2 import Frame
+from medfl.transport.pieces import Sent, decoded, encoded
 from medfl.update.wire import Buffer, parts, unpack
 
 LONGEST = 30.0
@@ -51,15 +51,15 @@ def unpack_envelope(message: Buffer) -> tuple[Envelope, memoryview]:
     return Envelope(**header), buffers[0]
 
 
-def join_frames(frames: Iterable[Frame]) -> Iterator[bytes]:
+def join_frames(frames: Iterable[Sent]) -> Iterator[bytes]:
     """Each frame's length and bytes."""
     for frame in frames:
-        text = frame.SerializeToString()
+        text = encoded(frame)
         yield _LENGTH.pack(len(text))
         yield text
 
 
-def split_frames(data: bytes | bytearray) -> Iterator[Frame]:
+def split_frames(data: bytes | bytearray) -> Iterator[Sent]:
     """The frames again; ProtocolError when they do not add up."""
     view, at = memoryview(data), 0
     while at < len(view):
@@ -68,7 +68,7 @@ def split_frames(data: bytes | bytearray) -> Iterator[Frame]:
         if end > len(view) or start > len(view):
             raise ProtocolError.at("line", "ends within a frame")
         try:
-            yield Frame.FromString(bytes(view[start:end]))
+            yield decoded(view[start:end])
         except DecodeError as error:
             raise ProtocolError.at("line", "holds what is no frame") from error
         at = end

@@ -20,7 +20,8 @@ from medfl.site.answering import Answering
 from medfl.site.service import SiteService
 from medfl.transport.calling import Refused
 from medfl.transport.invitation import split_address
-from medfl.transport.mail import Line
+from medfl.transport.line import Line
+from medfl.transport.pieces import Sent, kind_of, size_of
 from medfl.transport.post import VERSIONS
 from medfl.transport.protocol.medfl_pb2 import Frame
 from medfl.update.wire import Buffer
@@ -113,17 +114,17 @@ class Station:
         hello.versions.extend(VERSIONS)
         return Frame(hello=hello)
 
-    def _take(self, frame: Frame) -> None:
-        kind = frame.WhichOneof("kind")
-        if kind == "welcome" and self._line is None:
+    def _take(self, frame: Sent) -> None:
+        if isinstance(frame, Frame) and frame.HasField("goodbye"):
+            self._goodbye(frame)
+        elif self._line is not None:
+            if kind_of(frame) != "beat":
+                self._line.take(frame)
+        elif isinstance(frame, Frame) and frame.HasField("welcome"):
             # the coordinator's messages are what beats on this line
             self._line = self._agent.box.connect(LONGEST)
             self._line.inline = INLINE
             self._agent.welcomed(frame.welcome, self._line)
-        elif kind == "goodbye":
-            self._goodbye(frame)
-        elif kind != "beat" and self._line is not None:
-            self._line.take(frame)
 
     def _goodbye(self, frame: Frame) -> None:
         said = frame.goodbye
@@ -133,16 +134,16 @@ class Station:
         if said.over or not said.again:
             self._agent.stop.set()
 
-    def _collect(self, want: int, hold: float) -> list[Frame]:
+    def _collect(self, want: int, hold: float) -> list[Sent]:
         """What the site has to say: its answers, or after `hold` seconds what it is doing."""
-        line, found, end = self._line, list[Frame](), time.monotonic() + hold
+        line, found, end = self._line, list[Sent](), time.monotonic() + hold
         if line is None:
             return found
         while not self._agent.stop.is_set():
             new = line.ready(min(0.2, max(0.0, end - time.monotonic())), MOST)
             found += new
-            want -= sum(frame.WhichOneof("kind") == "open" for frame in new)
-            size = sum(frame.ByteSize() for frame in new)
+            want -= sum(kind_of(frame) == "open" for frame in new)
+            size = sum(size_of(frame) for frame in new)
             if want <= 0 or size > MOST or time.monotonic() >= end:
                 break
         return [*found, Frame(beat=self._agent.box.beat())]

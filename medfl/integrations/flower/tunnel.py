@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from medfl.errors import RunError
 from medfl.integrations.flower.envelope import join_frames, split_frames
 from medfl.transport.https.tls import client_context, server_context
-from medfl.transport.protocol.medfl_pb2 import Frame
+from medfl.transport.pieces import Sent
 from medfl.update.wire import Buffer
 
 _PIECE = 2**16
@@ -46,11 +46,11 @@ class Tunnel:
         except ssl.SSLError as error:
             raise TunnelError.at("tunnel", f"was not opened: {error.reason or error}") from error
 
-    def write(self, frames: Iterable[Frame]) -> None:
+    def write(self, frames: Iterable[Sent]) -> None:
         for piece in join_frames(frames):
             self._tls.write(piece)
 
-    def frames(self) -> list[Frame]:
+    def frames(self) -> list[Sent]:
         """The frames that came; TunnelError when they were meddled with."""
         data = bytearray()
         try:

@@ -11,8 +11,9 @@ import grpc
 from medfl.errors import MedflError
 from medfl.transport.calling import Address, Contact, Welcomed, keep_calling, take_leave, unheard
 from medfl.transport.grpc.channel import CONNECT, open_channel
-from medfl.transport.mail import Line, Mailbox
-from medfl.transport.parcels import encoded
+from medfl.transport.line import Line
+from medfl.transport.mail import Mailbox
+from medfl.transport.pieces import Sent, decoded, encoded, kind_of
 from medfl.transport.protocol.medfl_pb2 import Frame, Hello
 from medfl.transport.texts import plain
 
@@ -47,21 +48,20 @@ def _why(error: Exception) -> str | None:
 def _once(address: Address, hello: Frame, box: Mailbox, welcomed: Welcomed, stop: threading.Event) -> None:
     """One stream, until it ends."""
     with closing(_Outbox(hello)) as out, _channel(address) as channel:
-        call = channel.stream_stream(CONNECT, encoded, Frame.FromString)(iter(out))
+        call = channel.stream_stream(CONNECT, encoded, decoded)(iter(out))
         watch = threading.Thread(target=_cancel_on, args=(stop, out, call), daemon=True)
         watch.start()
         line: Line | None = None
         try:
             for frame in call:
-                kind = frame.WhichOneof("kind")
-                if kind == "goodbye":
+                if isinstance(frame, Frame) and frame.HasField("goodbye"):
                     take_leave(frame.goodbye, stop)
                     return
                 if line is not None:
                     with line.hearing():
-                        if kind != "beat":
+                        if kind_of(frame) != "beat":
                             line.take(frame)
-                elif kind == "welcome":
+                elif isinstance(frame, Frame) and frame.HasField("welcome"):
                     line = box.connect(frame.welcome.beat)
                     welcomed(frame.welcome, line)
                     out.use(line)
@@ -107,7 +107,7 @@ class _Outbox:
         self._line = line
         self._ready.set()
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[Sent]:
         yield self._hello
         self._ready.wait()
         if self._line is not None:

@@ -18,9 +18,10 @@ from medfl.transport.grpc.channel import SERVER_OPTIONS, SERVICE
 from medfl.transport.grpc.enrolment import RenewalHandler, _listen
 from medfl.transport.grpc.inspection import handler as inspected
 from medfl.transport.limits import RateLimit
-from medfl.transport.mail import Line, ProtocolError
-from medfl.transport.parcels import encoded
+from medfl.transport.line import Line
+from medfl.transport.mail import ProtocolError
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
+from medfl.transport.pieces import Piece, Sent, decoded, encoded
 from medfl.transport.post import Post
 from medfl.transport.protocol.medfl_pb2 import Frame, Goodbye
 
@@ -89,7 +90,7 @@ class FederationServer:
             options=list(SERVER_OPTIONS),
             maximum_concurrent_rpcs=peers + 8,
         )
-        handler = grpc.stream_stream_rpc_method_handler(self._connect, Frame.FromString, encoded)
+        handler = grpc.stream_stream_rpc_method_handler(self._connect, decoded, encoded)
         renewal = RenewalHandler(doorkeeper, self.peer_of)
         inspection = [] if evidence is None else [inspected(self.peer_of, note, evidence)]
         self._server.add_generic_rpc_handlers(
@@ -141,7 +142,7 @@ class FederationServer:
                 self._count[peer.name] -= 1
                 self._count += Counter()
 
-    def _connect(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
+    def _connect(self, frames: Iterator[Sent], context: grpc.ServicerContext) -> Iterator[Sent]:
         peer = self.peer_of(context)
         with self._counted(peer, context):
             try:
@@ -160,7 +161,7 @@ class FederationServer:
         log.error("site %s could not be welcomed: %s", peer.name, error)
         return Frame(goodbye=Goodbye(reason="the coordinator cannot take sites at the moment", again=True))
 
-    def _serve(self, stream: _Stream, frames: Iterator[Frame]) -> Iterator[Frame]:
+    def _serve(self, stream: _Stream, frames: Iterator[Sent]) -> Iterator[Sent]:
         reader = threading.Thread(
             target=self._read, args=(stream, frames), name=f"read-{stream.peer.name}", daemon=True
         )
@@ -178,16 +179,18 @@ class FederationServer:
             with self._lock:
                 self._streams.discard(stream)
 
-    def _read(self, stream: _Stream, frames: Iterator[Frame]) -> None:
+    def _read(self, stream: _Stream, frames: Iterator[Sent]) -> None:
         peer, line, asked = stream.peer, stream.line, -math.inf
         try:
             for frame in frames:
                 with line.hearing():
                     # a revocation counts for streams that are open, too; of pieces a few come in a millisecond
-                    if frame.WhichOneof("kind") != "chunk" or time.monotonic() - asked > _AGAIN:
+                    if not isinstance(frame, Piece) or time.monotonic() - asked > _AGAIN:
                         asked = time.monotonic()
                         self._doorkeeper.admit(stream.certificate)
                     self._post.take(peer, line, frame)
+                # not kept until the next one comes
+                del frame
         except grpc.RpcError:
             stream.reason = stream.reason or "connection lost"
         except AdmissionError as error:
@@ -237,7 +240,7 @@ class FederationServer:
             self._cut(stream, "nothing was heard of it", "nothing was heard of this site")
 
 
-def _first(frames: Iterator[Frame], context: grpc.ServicerContext) -> Frame:
+def _first(frames: Iterator[Sent], context: grpc.ServicerContext) -> Sent:
     """What a stream begins with; an empty frame when it says nothing in time."""
     patience = threading.Timer(_GREETING, context.cancel)
     patience.start()

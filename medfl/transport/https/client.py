@@ -27,7 +27,9 @@ from medfl.transport.https.frames import (
 from medfl.transport.https.proxy import Proxy
 from medfl.transport.https.tls import client_context
 from medfl.transport.invitation import split_address
-from medfl.transport.mail import Line, Mailbox
+from medfl.transport.line import Line
+from medfl.transport.mail import Mailbox
+from medfl.transport.pieces import Sent, kind_of
 from medfl.transport.protocol.medfl_pb2 import Frame, Hello
 from medfl.transport.texts import plain
 
@@ -178,7 +180,7 @@ class _Talk:
             self.window.close()
             self.up.close()
 
-    def fetch(self, after: int) -> list[Frame]:
+    def fetch(self, after: int) -> list[Sent]:
         answer = self.ask(self.down, f"{PATH}/{self.token}/down?after={after}", b"", POLL + 15)
         frames = decode(answer.body)
         if answer.status != 200 and not frames:
@@ -231,19 +233,19 @@ def _once(
             frames = talk.fetch(taken)
 
 
-def _take(talk: _Talk, frame: Frame, box: Mailbox, welcomed: Welcomed, stop: threading.Event) -> bool:
+def _take(talk: _Talk, frame: Sent, box: Mailbox, welcomed: Welcomed, stop: threading.Event) -> bool:
     """A frame of the coordinator; whether the line goes on."""
-    kind = frame.WhichOneof("kind")
-    if kind == "welcome" and talk.line is None:
+    if isinstance(frame, Frame) and frame.HasField("goodbye"):
+        take_leave(frame.goodbye, stop)
+        return False
+    if talk.line is not None:
+        if kind_of(frame) != "beat":
+            talk.line.take(frame)
+    elif isinstance(frame, Frame) and frame.HasField("welcome"):
         talk.line = box.connect(max(frame.welcome.beat, _BEAT))
         welcomed(frame.welcome, talk.line)
         threading.Thread(target=talk.window.fill, args=(talk.line.frames(),), name="line-out", daemon=True).start()
         threading.Thread(target=talk.send, name="line-up", daemon=True).start()
-    elif kind == "goodbye":
-        take_leave(frame.goodbye, stop)
-        return False
-    elif kind != "beat" and talk.line is not None:
-        talk.line.take(frame)
     return True
 
 

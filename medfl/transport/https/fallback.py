@@ -18,7 +18,8 @@ from medfl.transport.grpc.channel import open_channel
 from medfl.transport.grpc.client import hold
 from medfl.transport.https import NOT_OFFERED, Fallback
 from medfl.transport.https.client import hold_https
-from medfl.transport.mail import Line, Mailbox
+from medfl.transport.line import Line
+from medfl.transport.mail import Mailbox
 from medfl.transport.protocol.medfl_pb2 import Hello, Welcome
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,7 @@ from collections.abc import Iterable, Sequence
 from google.protobuf.message import DecodeError
 
 from medfl.transport.mail import MAX_FRAME, ProtocolError
-from medfl.transport.parcels import encoded
-from medfl.transport.protocol.medfl_pb2 import Frame
+from medfl.transport.pieces import Sent, decoded, encoded
 from medfl.update.wire import Buffer
 
 PATH = "/v1/line"
@@ -48,7 +47,7 @@ def encode(frames: Iterable[bytes]) -> bytes:
     return b"".join(piece for frame in frames for piece in (_LENGTH.pack(len(frame)), frame))
 
 
-def decode(body: Buffer) -> list[Frame]:
+def decode(body: Buffer) -> list[Sent]:
     """The frames of a body; ProtocolError when it is not made of frames."""
     view, at, found = memoryview(body), 0, []
     while at < len(view):
@@ -59,7 +58,7 @@ def decode(body: Buffer) -> list[Frame]:
         if size > min(MAX_FRAME, len(view) - at):
             raise ProtocolError.at("line", f"got a frame of {size} bytes, which its body or the limit does not hold")
         try:
-            found.append(Frame.FromString(bytes(view[at : at + size])))
+            found.append(decoded(view[at : at + size]))
         except DecodeError as error:
             raise ProtocolError.at("line", "got bytes that are no frame") from error
         at += size
@@ -78,7 +77,7 @@ class Window:
         self._closed = False
         self._changed = threading.Condition()
 
-    def fill(self, frames: Iterable[Frame]) -> None:
+    def fill(self, frames: Iterable[Sent]) -> None:
         """Number frames as they come; waits while many bytes are kept. Returns when there are no more, or on
         `close`."""
         for frame in frames:

@@ -28,8 +28,10 @@ from medfl.transport.https.http1 import Answer, Connection, Head, Limits, Listen
 from medfl.transport.https.tls import server_context
 from medfl.transport.invitation import split_address
 from medfl.transport.limits import RateLimit
-from medfl.transport.mail import Line, ProtocolError
+from medfl.transport.line import Line
+from medfl.transport.mail import ProtocolError
 from medfl.transport.peers import AdmissionError, Doorkeeper, Peer
+from medfl.transport.pieces import Sent, kind_of
 from medfl.transport.post import Post
 from medfl.transport.protocol.medfl_pb2 import Certificate, EnrolRequest, Frame, Goodbye, RenewRequest
 from medfl.transport.reception import Reception, TooOften
@@ -62,7 +64,7 @@ class _Held:
 
     def frames(self) -> None:
         # beats of the coordinator say nothing but that it is there, and so does an empty answer
-        self.window.fill(frame for frame in self.line.frames() if frame.WhichOneof("kind") != "beat")
+        self.window.fill(frame for frame in self.line.frames() if kind_of(frame) != "beat")
 
 
 class HttpsServer(Service):
@@ -250,7 +252,7 @@ class HttpsServer(Service):
                 held.received += 1
             return Answer(200, fields={HAVE_HEADER: str(held.received)})
 
-    def _take(self, held: _Held, frame: Frame) -> None:
+    def _take(self, held: _Held, frame: Sent) -> None:
         try:
             self._post.take(held.peer, held.line, frame)
         except MedflError:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from medfl.transport.https.frames import BATCH, MAX_BODY, Window, decode, encode
 from medfl.transport.https.http1 import Head, Malformed
 from medfl.transport.mail import CHUNK, MAX_FRAME, ProtocolError
-from medfl.transport.protocol.medfl_pb2 import Chunk, Done, Frame
+from medfl.transport.pieces import Piece
+from medfl.transport.protocol.medfl_pb2 import Done, Frame
 
 
 def done(number: int) -> Frame:
@@ -25,7 +26,7 @@ def test_frames_come_back_as_they_were(ids: list[str]):
 @given(st.binary(max_size=200))
 def test_any_bytes_are_frames_or_an_error(body: bytes):
     try:
-        assert all(isinstance(frame, Frame) for frame in decode(body))
+        assert all(isinstance(frame, Frame | Piece) for frame in decode(body))
     except ProtocolError as error:
         assert "line" in str(error)
 
@@ -64,7 +65,7 @@ def test_a_window_keeps_few_bytes_and_its_bodies_fit():
     def frames():
         for number in range(32):
             made.append(number)
-            yield Frame(chunk=Chunk(id="m", data=bytes(CHUNK)))
+            yield Piece("m", 0, memoryview(bytes(CHUNK)))
 
     thread = threading.Thread(target=window.fill, args=(frames(),), daemon=True)
     thread.start()
@@ -80,7 +81,7 @@ def test_a_window_keeps_few_bytes_and_its_bodies_fit():
 
 def test_closing_a_window_lets_its_filler_go():
     window = Window()
-    frames = (Frame(chunk=Chunk(id="m", data=bytes(CHUNK))) for _ in range(100))
+    frames = (Piece("m", 0, memoryview(bytes(CHUNK))) for _ in range(100))
     thread = threading.Thread(target=window.fill, args=(frames,), daemon=True)
     thread.start()
     window.close()

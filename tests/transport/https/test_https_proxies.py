@@ -41,7 +41,7 @@ def ports(lead: Lead) -> Iterator[tuple[int, int]]:
 
 
 def ways(stub: Stub, ports: tuple[int, int], fallback: Fallback = Fallback.AUTO, **changed: Any) -> Ways:
-    memory = stub.box._spool.parent / f"{stub.name}.json"
+    memory = stub.box.spool.parent / f"{stub.name}.json"
     return Ways(stub.address(ports[0]), stub.address(ports[1]), fallback, memory, **{"habits": QUICK, **changed})
 
 
