@@ -69,9 +69,12 @@ def start(
             make = partial(CoordinatorService, folder, ask=asking(passphrase_file))
             summary = _serve(make, observers, home.folder / "status.json", (minimum, wait), health, say)
         write_reports(home.run)
+        if log == "json":
+            # a service's tables would be lines of another form among those of its log
+            say(f"the run is over, by {summary['stopped_by']}: {home.run}")
     if json:
         print_json({"run": str(home.run), **summary})
-    else:
+    elif log == "text":
         print_summary(home.run, summary)
 
 
