@@ -103,7 +103,8 @@ class Party:
     def __init__(self, role: str, *arguments: object) -> None:
         command = [sys.executable, str(TESTS / "toys" / "moving.py"), role, *map(str, arguments)]
         # as in docs/deploy
-        deployed = {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}
+        arenas = "1" if role == "coordinator" else "2"
+        deployed = {"MALLOC_ARENA_MAX": arenas, "OMP_NUM_THREADS": "1"}
         environment = {**os.environ, **deployed, "PYTHONPATH": str(TESTS), "GRPC_VERBOSITY": "NONE"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
