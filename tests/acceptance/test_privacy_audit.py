@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CONFIDENCE = 0.99
 CALLS = 20_000
 FAULTY_CALLS = 3000
+SIZE = 100_000
 MISSING = {"tolerated": 3, "colluders": 1, "away": 3}
 
 Audit = Callable[[float], tuple[Estimate, float]]
@@ -100,9 +101,9 @@ def test_noise_that_nobody_asked_for(name: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_canaries_in_a_run_of_100_000_parameters(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     scaled_noise(factor, disclosure)(monkeypatch)
-    scores, included, claimed = canary_run(50, 50**0.5, canaries=3000, size=100_000)
+    scores, included, claimed = canary_run(50, 50**0.5, canaries=3000, size=SIZE)
     truth = epsilon_of(claimed / factor, 1e-5)
-    found = canary_epsilon(scores[included], scores[~included], 1e-5, confidence=0.9999)
+    found = canary_epsilon(scores[included], scores[~included], SIZE, 1e-5, confidence=0.9999)
     bound = one_run_epsilon(scores, included, 1e-5, confidence=0.95)
     print(f"noise x {factor}: true epsilon {truth:.2f}, by canaries {found}, certainly at least {bound:.2f}")
     assert found.low < truth < found.high

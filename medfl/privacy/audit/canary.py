@@ -7,6 +7,7 @@ canary is the projection of what was released on its direction; canaries that we
 what it is without the canary.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,20 +40,26 @@ def gaussian_canaries(count: int, size: int, rng: np.random.Generator) -> FloatM
     return found
 
 
-def canary_mu(included: Observations, left_out: Observations, *, confidence: float = CONFIDENCE) -> Estimate:
-    """The mu of a run by the projections of its release on the canaries that were in it [n] and on as random ones that
-    were not [m].
+def canary_mu(included: Observations, left_out: Observations, size: int, *, confidence: float = CONFIDENCE) -> Estimate:
+    """The mu of a run by the projections of its release of `size` values on the canaries that were in it [n] and on as
+    random ones that were not [m].
 
-    Canaries disturb each other a little: n of them in d dimensions raise the variance by the share (n / d) mu^2, and so
-    lower the estimate by half of that.
+    Canaries disturb each other: with n of them in the release, a projection has the variance of the noise and n / size
+    of the square of the signal, which is taken out here. Infinite where that is all there is.
     """
-    return mechanism_mu(included, left_out, confidence=confidence)
+    found = mechanism_mu(included, left_out, confidence=confidence)
+
+    def alone(mu: float) -> float:
+        noise = 1 - included.size / size * mu**2
+        return mu / math.sqrt(noise) if noise > 0 else math.inf
+
+    return Estimate(alone(found.mu), alone(found.low), alone(found.high), confidence)
 
 
 def canary_epsilon(
-    included: Observations, left_out: Observations, delta: float, *, confidence: float = CONFIDENCE
+    included: Observations, left_out: Observations, size: int, delta: float, *, confidence: float = CONFIDENCE
 ) -> EpsilonEstimate:
     """As `canary_mu`, as the epsilon at `delta` of Gaussian noise of that mu (exact; Balle & Wang 2018)."""
-    found = canary_mu(included, left_out, confidence=confidence)
+    found = canary_mu(included, left_out, size, confidence=confidence)
     epsilon, low, high = (epsilon_of(mu, delta) for mu in (found.mu, found.low, found.high))
     return EpsilonEstimate(epsilon, low, high, delta, confidence)

@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from medfl.errors import InputError
 from medfl.privacy.accounting.gaussian import epsilon_of
-from medfl.privacy.audit import canary_epsilon, finding, mechanism_mu, one_run_epsilon
+from medfl.privacy.audit import canary_epsilon, canary_mu, finding, mechanism_mu, one_run_epsilon
 from medfl.privacy.audit.canary import gaussian_canaries
 from medfl.privacy.audit.one_run import p_value
 
@@ -79,9 +79,34 @@ def test_canaries_are_units_in_nearly_orthogonal_directions() -> None:
 
 @pytest.mark.parametrize("mu", [0.5, 2.0])
 def test_an_epsilon_by_canaries(mu: float) -> None:
-    found = canary_epsilon(*samples(mu, 20_000, np.random.default_rng(4)), 1e-5)
+    found = canary_epsilon(*samples(mu, 20_000, np.random.default_rng(4)), 10**9, 1e-5)
     assert found.low < epsilon_of(mu, 1e-5) < found.high
     assert found.high - found.low < 0.15 * found.epsilon
+
+
+def crowded(mu: float, rng: np.random.Generator, size: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """The projections of a noisy sum of 200 canaries on these, and on 200 others."""
+    canaries = gaussian_canaries(400, size, rng)
+    released = canaries[:200].sum(0) + rng.standard_normal(size) / mu
+    scores = canaries @ released
+    return scores[:200], scores[200:]
+
+
+def test_canaries_that_disturb_each_other_do_not_hide_what_a_run_gives_away() -> None:
+    mu, runs = 2.0, 300
+    rng = np.random.default_rng(7)
+    found = [canary_mu(*crowded(mu, rng), 2000) for _ in range(runs)]
+    # 0.05 is more than four standard errors of the mean; without regard to the other canaries it is 1.69
+    assert np.mean([estimate.mu for estimate in found]) == pytest.approx(mu, abs=0.05)
+    assert np.mean([mechanism_mu(*crowded(mu, rng)).mu for _ in range(runs)]) == pytest.approx(1.69, abs=0.05)
+    # 99 % intervals
+    assert sum(estimate.low < mu < estimate.high for estimate in found) >= 0.97 * runs
+
+
+def test_canaries_without_noise_give_all_away() -> None:
+    rng = np.random.default_rng(8)
+    assert canary_mu(*crowded(50.0, rng), 2000).high == math.inf
+    assert canary_epsilon(*crowded(50.0, rng), 2000, 1e-5).low > 10
 
 
 def randomised_response(epsilon: float, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
