@@ -18,8 +18,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 FLOWER := .venv-flower
 DEMO := runs/demo
 
-# tests are single-threaded: two files at a time
-PARALLEL ?= -n 2 --dist loadfile
+# tests are single-threaded: two files at a time, those that may take longest first (tests/conftest.py)
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # nothing is written to the home folder; files that can be made again lie beside the runs
 export MEDFL_CACHE ?= $(CURDIR)/runs/.cache
