@@ -1,4 +1,8 @@
-"""The local optimisers: torch's own, on the one flat parameter. Their state lasts for one round."""
+"""The local optimisers: torch's own, on the one flat parameter. Their state lasts for one round.
+
+Fused: one pass over parameters, gradient and moments, where torch's default makes a vector for every operation, which
+for Adam takes ten times as long.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,6 +33,7 @@ class SgdOptimizer(_Optimizer):
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
+            fused=True,
         )
 
 
@@ -43,7 +48,7 @@ class AdamOptimizer(_Optimizer):
         import torch
 
         return torch.optim.AdamW(
-            [parameters], lr=learning_rate, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+            [parameters], lr=learning_rate, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, fused=True
         )
 
 

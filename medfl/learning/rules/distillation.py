@@ -51,7 +51,10 @@ class Distillation(LocalRule):
         if _TEACHER in context.state:
             teacher.load(context.state[_TEACHER])
         optimizer = torch.optim.Adam(
-            [teacher.parameters], lr=self.config.teacher_learning_rate, weight_decay=self.config.teacher_weight_decay
+            [teacher.parameters],
+            lr=self.config.teacher_learning_rate,
+            weight_decay=self.config.teacher_weight_decay,
+            fused=True,
         )
         if _STEP in context.state:
             _restore(optimizer, teacher.parameters, context.state)

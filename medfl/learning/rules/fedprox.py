@@ -4,7 +4,7 @@ The local objective is f(y) + mu/2 ||y - x||^2 with x the global model as receiv
 norm is squared; without the square it would not be the proximal point.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import field_validator
 
@@ -12,6 +12,9 @@ from medfl.hyperparameters.base import HYPERPARAMETERS, HyperparameterConfig, at
 from medfl.hyperparameters.constant import ConstantConfig
 from medfl.learning.rules.base import LocalContext, LocalRule
 from medfl.plugins import PluginConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class FedProxConfig(PluginConfig):
@@ -27,8 +30,18 @@ class FedProxConfig(PluginConfig):
 class FedProx(LocalRule):
     Config = FedProxConfig
 
+    def __init__(self, config: FedProxConfig) -> None:
+        super().__init__(config)
+        # memory for a whole vector: to ask the system for it in every step takes longer than to fill it
+        self._drift: Tensor | None = None
+
     def direction(self, context: LocalContext) -> None:
+        import torch
+
         mu = context.values["fedprox.mu"]
         if mu:
-            drift = context.network.parameters.detach() - context.anchor
-            context.network.gradient.add_(drift, alpha=mu)
+            here = context.network.parameters.detach()
+            if self._drift is None or self._drift.shape != here.shape:
+                self._drift = torch.empty_like(here)
+            torch.sub(here, context.anchor, out=self._drift)
+            context.network.gradient.add_(self._drift, alpha=mu)
