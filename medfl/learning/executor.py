@@ -24,6 +24,7 @@ from medfl.learning.checkpoint import EpochStore, order_key
 from medfl.learning.course import Course, Feed, batches
 from medfl.learning.disclosure import Disclosure
 from medfl.learning.flat import FlatNetwork, seeded
+from medfl.learning.flat_optimizers import FlatOptimizer
 from medfl.learning.leaving import check_finite, not_finite, prototypes_of
 from medfl.learning.messages import SNAPSHOT, STEPS, TrainOrder, TrainReply, planned_steps
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
@@ -244,9 +245,7 @@ class SiteExecutor:
         context.chosen = chosen
         return self.parts.task.to_device(feed.batch(chosen), self.device)
 
-    def _step(
-        self, context: LocalContext, batch: Any, optimizer: torch.optim.Optimizer, part: PartialTraining
-    ) -> torch.Tensor:
+    def _step(self, context: LocalContext, batch: Any, optimizer: FlatOptimizer, part: PartialTraining) -> torch.Tensor:
         self.network.gradient.zero_()
         loss = self._loss(context, batch)
         loss.backward()  # type: ignore[no-untyped-call]

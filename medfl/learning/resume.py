@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from medfl import __version__
 from medfl.learning.checkpoint import Checkpoint, EpochStore
+from medfl.learning.flat_optimizers import FlatOptimizer
 from medfl.learning.rules.base import LocalContext
 from medfl.update.wire import as_bytes
 
@@ -48,15 +49,15 @@ class LocalTraining:
     """
 
     context: LocalContext
-    optimizer: Optimizer
+    optimizer: FlatOptimizer
     losses: Tensor
     before: Arrays
     setup: str
 
     def __post_init__(self) -> None:
         scratch = self.context.scratch.items()
-        own = {name: value for name, value in scratch if isinstance(value, Optimizer)}
-        self._optimizers: dict[str, Optimizer] = {**own, "": self.optimizer}
+        own = {name: value for name, value in scratch if isinstance(value, FlatOptimizer | Optimizer)}
+        self._optimizers: dict[str, FlatOptimizer | Optimizer] = {**own, "": self.optimizer}
 
     def capture(self, step: int) -> dict[str, Any]:
         """What there is after `step` steps, by name and without a copy. What is neither a tensor nor an array cannot be
@@ -146,7 +147,7 @@ def setup_digest(parts: "LocalParts", device: torch.device, steps: int, arrays: 
     return digest.hexdigest()
 
 
-def _moments(owner: str, optimizer: Optimizer) -> dict[str, Any]:
+def _moments(owner: str, optimizer: FlatOptimizer | Optimizer) -> dict[str, Any]:
     return {
         f"optimizer/{index}/{moment}/{owner}": value
         for index, moments in optimizer.state_dict()["state"].items()
@@ -155,7 +156,7 @@ def _moments(owner: str, optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
-def _load_moments(owner: str, optimizer: Optimizer, arrays: Arrays) -> None:
+def _load_moments(owner: str, optimizer: FlatOptimizer | Optimizer, arrays: Arrays) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for place, array in _below("optimizer", arrays).items():
         index, moment, whose = place.split("/", 2)

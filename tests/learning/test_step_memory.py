@@ -1,5 +1,8 @@
-"""A step makes no vector as long as the parameters: to get one from the system takes longer than to fill it."""
+"""What training takes beside the arithmetic. A step makes no vector as long as the parameters: to get one from the
+system takes longer than to fill it."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -57,3 +60,23 @@ def test_torchs_default_is_seen_to_make_some() -> None:
     flat = network()
     assert vectors_made(torch.optim.AdamW([flat.parameters]).step) == 2
     assert vectors_made(lambda: flat.gradient.add_(flat.parameters.detach() - 1, alpha=0.1)) == 1
+
+
+def loads_the_compiler(code: str) -> bool:
+    """Whether a process that does this has loaded torch's compiler."""
+    code += "\nimport sys; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1] == "True"
+
+
+def test_training_does_without_torchs_compiler(tiny_with_teacher: Any) -> None:
+    run = ["simulate", str(tiny_with_teacher.study), "--out", str(tiny_with_teacher.folder / "run")]
+    code = f"""
+from medfl.cli.main import app
+try:
+    app({[*run, "--workers", "1", "--no-report"]!r})
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+    assert not loads_the_compiler(code)
+    assert loads_the_compiler("import torch; torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]).step()")

@@ -21,6 +21,7 @@ import torch
 
 from medfl.errors import Faults, RunError, StudyError
 from medfl.learning.flat import FlatNetwork
+from medfl.learning.flat_optimizers import FlatOptimizer
 from medfl.learning.patients.base import ClippedSum, PatientEngine
 from medfl.learning.patients.sampling import PatientSampler
 from medfl.learning.rules.base import LocalContext, LocalRule
@@ -65,7 +66,7 @@ class PrivateSgd:
         self,
         context: LocalContext,
         rules: Sequence[LocalRule],
-        optimizer: torch.optim.Optimizer,
+        optimizer: FlatOptimizer,
         noise: Noise,
         rng: np.random.Generator,
         step_done: Callable[[int, int], None] | None = None,

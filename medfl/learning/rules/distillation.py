@@ -17,8 +17,9 @@ from medfl.learning.rules.base import LocalContext, LocalRule
 from medfl.plugins import PluginConfig
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
+
+    from medfl.learning.flat_optimizers import FlatAdam
 
 _TEACHER = "distillation.teacher"
 _MOMENTS = ("distillation.exp_avg", "distillation.exp_avg_sq")
@@ -42,7 +43,7 @@ class Distillation(LocalRule):
     config: DistillationConfig
 
     def begin(self, context: LocalContext) -> None:
-        import torch
+        from medfl.learning.flat_optimizers import FlatAdam
 
         if context.local is None:
             raise StudyError.at("rules.distillation", "the task has no teacher", "set task.teacher")
@@ -50,14 +51,14 @@ class Distillation(LocalRule):
         teacher.module.train()
         if _TEACHER in context.state:
             teacher.load(context.state[_TEACHER])
-        optimizer = torch.optim.Adam(
-            [teacher.parameters],
-            lr=self.config.teacher_learning_rate,
+        optimizer = FlatAdam(
+            teacher.parameters,
+            self.config.teacher_learning_rate,
             weight_decay=self.config.teacher_weight_decay,
-            fused=True,
+            decoupled=False,
         )
         if _STEP in context.state:
-            _restore(optimizer, teacher.parameters, context.state)
+            _restore(optimizer, context.state)
         context.scratch["teacher_optimizer"] = optimizer
 
     def loss(self, context: LocalContext, module: "nn.Module", batch: Any) -> "Tensor":
@@ -81,21 +82,19 @@ class Distillation(LocalRule):
     def finish(self, context: LocalContext) -> None:
         if context.local is None or not context.steps:
             return
-        moments = context.scratch["teacher_optimizer"].state[context.local.parameters]
+        moments = context.scratch["teacher_optimizer"].state
         context.state[_TEACHER] = context.local.store()
         for name, key in zip(_MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True):
             context.state[name] = moments[key].to("cpu", copy=True).numpy()
         context.state[_STEP] = moments["step"].to("cpu", copy=True).numpy()
 
 
-def _restore(optimizer: "torch.optim.Adam", parameters: "Tensor", state: Any) -> None:
+def _restore(optimizer: "FlatAdam", state: Any) -> None:
     import torch
 
-    kept = {
-        key: torch.from_numpy(state[name].copy()).to(parameters.device)
-        for name, key in zip(_MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True)
-    }
-    optimizer.state[parameters] = {"step": torch.from_numpy(state[_STEP].copy()), **kept}
+    kept = {"step": _STEP, **dict(zip(("exp_avg", "exp_avg_sq"), _MOMENTS, strict=True))}
+    moments = {moment: torch.from_numpy(state[name].copy()) for moment, name in kept.items()}
+    optimizer.load_state_dict({"state": {0: moments}})
 
 
 def softened_divergence(teacher: "Tensor", student: "Tensor", temperature: float) -> "Tensor":
