@@ -58,7 +58,8 @@ class TeacherByHand:
 
     def __init__(self, settings: DistillationConfig) -> None:
         self.network = seeded(lambda: task().build_local() or nn.Identity(), 0)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), settings.teacher_learning_rate)
+        rate, decay = settings.teacher_learning_rate, settings.teacher_weight_decay
+        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, weight_decay=decay)
         self.limit = settings.gradient_clip
 
     def learn(self, batches: list[list[int]]) -> npt.NDArray[np.float32]:
@@ -98,8 +99,9 @@ class FreshMoments(Distillation):
         super().begin(context)
 
 
-def test_the_teacher_continues_exactly_over_rounds() -> None:
-    settings = DistillationConfig(teacher_learning_rate=0.02)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_teacher_continues_exactly_over_rounds(decay: float) -> None:
+    settings = DistillationConfig(teacher_learning_rate=0.02, teacher_weight_decay=decay)
     assert distance_by_hand(Distillation(settings)) < 1e-5
     assert distance_by_hand(FreshTeacher(settings)) > 1e-2
     assert distance_by_hand(FreshMoments(settings)) > 1e-3

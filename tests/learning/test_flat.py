@@ -70,14 +70,26 @@ def test_views_stay_views(optimizer: SgdOptimizer | AdamOptimizer) -> None:
     assert is_view(network) and not network.module(X).any()
 
 
-@pytest.mark.parametrize("optimizer", [SgdOptimizer(momentum=0.9, weight_decay=0.01), AdamOptimizer(weight_decay=0.01)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SgdOptimizer(momentum=0.9, weight_decay=0.01),
+        SgdOptimizer(momentum=0.9, nesterov=True),
+        AdamOptimizer(weight_decay=0.01),
+        AdamOptimizer(beta1=0.5, beta2=0.9),
+    ],
+    ids=repr,
+)
 def test_flat_training_equals_training_by_tensor(optimizer: SgdOptimizer | AdamOptimizer) -> None:
     network, plain = flat(), seeded(Net, 0)
     built = optimizer.build(network.parameters, 0.05)
     if isinstance(optimizer, SgdOptimizer):
-        other: torch.optim.Optimizer = torch.optim.SGD(plain.parameters(), 0.05, 0.9, weight_decay=0.01)
+        other: torch.optim.Optimizer = torch.optim.SGD(
+            plain.parameters(), 0.05, 0.9, nesterov=optimizer.nesterov, weight_decay=optimizer.weight_decay
+        )
     else:
-        other = torch.optim.AdamW(plain.parameters(), 0.05, weight_decay=0.01)
+        betas = optimizer.beta1, optimizer.beta2
+        other = torch.optim.AdamW(plain.parameters(), 0.05, betas, weight_decay=optimizer.weight_decay)
     for _ in range(5):
         network.gradient.zero_()
         backward(network)
