@@ -19,7 +19,7 @@ class FlatOptimizer(ABC):
     """Steps of `parameters` [size] against their gradient. state: the moments by torch's names, none before the first
     step; in the form of torch's optimisers where it is kept and loaded again."""
 
-    def __init__(self, parameters: nn.Parameter, learning_rate: float, weight_decay: float = 0.0) -> None:
+    def __init__(self, parameters: nn.Parameter, learning_rate: float, weight_decay: float) -> None:
         self.parameters = parameters
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -48,9 +48,9 @@ class FlatSgd(FlatOptimizer):
         self,
         parameters: nn.Parameter,
         learning_rate: float,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
     ) -> None:
         super().__init__(parameters, learning_rate, weight_decay)
         self.momentum = momentum

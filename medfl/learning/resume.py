@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
+AnyOptimizer = FlatOptimizer | Optimizer
+"""medfl's, or one of torch's that a rule brings and keeps in `scratch`."""
 
 _INTEGERS = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _DTYPES = frozenset({*_INTEGERS, torch.float16, torch.float32, torch.float64})
@@ -56,8 +58,8 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         scratch = self.context.scratch.items()
-        own = {name: value for name, value in scratch if isinstance(value, FlatOptimizer | Optimizer)}
-        self._optimizers: dict[str, FlatOptimizer | Optimizer] = {**own, "": self.optimizer}
+        own = {name: value for name, value in scratch if isinstance(value, AnyOptimizer)}
+        self._optimizers: dict[str, AnyOptimizer] = {**own, "": self.optimizer}
 
     def capture(self, step: int) -> dict[str, Any]:
         """What there is after `step` steps, by name and without a copy. What is neither a tensor nor an array cannot be
@@ -147,7 +149,7 @@ def setup_digest(parts: "LocalParts", device: torch.device, steps: int, arrays: 
     return digest.hexdigest()
 
 
-def _moments(owner: str, optimizer: FlatOptimizer | Optimizer) -> dict[str, Any]:
+def _moments(owner: str, optimizer: AnyOptimizer) -> dict[str, Any]:
     return {
         f"optimizer/{index}/{moment}/{owner}": value
         for index, moments in optimizer.state_dict()["state"].items()
@@ -156,7 +158,7 @@ def _moments(owner: str, optimizer: FlatOptimizer | Optimizer) -> dict[str, Any]
     }
 
 
-def _load_moments(owner: str, optimizer: FlatOptimizer | Optimizer, arrays: Arrays) -> None:
+def _load_moments(owner: str, optimizer: AnyOptimizer, arrays: Arrays) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for place, array in _below("optimizer", arrays).items():
         index, moment, whose = place.split("/", 2)

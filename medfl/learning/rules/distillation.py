@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from medfl.learning.flat_optimizers import FlatAdam
 
 _TEACHER = "distillation.teacher"
-_MOMENTS = ("distillation.exp_avg", "distillation.exp_avg_sq")
-_STEP = "distillation.step"
+_MOMENTS = {name: f"distillation.{name}" for name in ("exp_avg", "exp_avg_sq", "step")}
+"""The names of the teacher's Adam moments in the site's private state."""
 
 
 class DistillationConfig(PluginConfig):
@@ -57,7 +57,7 @@ class Distillation(LocalRule):
             weight_decay=self.config.teacher_weight_decay,
             decoupled=False,
         )
-        if _STEP in context.state:
+        if _MOMENTS["step"] in context.state:
             _restore(optimizer, context.state)
         context.scratch["teacher_optimizer"] = optimizer
 
@@ -84,16 +84,14 @@ class Distillation(LocalRule):
             return
         moments = context.scratch["teacher_optimizer"].state
         context.state[_TEACHER] = context.local.store()
-        for name, key in zip(_MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True):
-            context.state[name] = moments[key].to("cpu", copy=True).numpy()
-        context.state[_STEP] = moments["step"].to("cpu", copy=True).numpy()
+        for moment, name in _MOMENTS.items():
+            context.state[name] = moments[moment].to("cpu", copy=True).numpy()
 
 
 def _restore(optimizer: "FlatAdam", state: Any) -> None:
     import torch
 
-    kept = {"step": _STEP, **dict(zip(("exp_avg", "exp_avg_sq"), _MOMENTS, strict=True))}
-    moments = {moment: torch.from_numpy(state[name].copy()) for moment, name in kept.items()}
+    moments = {moment: torch.from_numpy(state[name].copy()) for moment, name in _MOMENTS.items()}
     optimizer.load_state_dict({"state": {0: moments}})
 
 
