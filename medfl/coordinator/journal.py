@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -36,6 +36,16 @@ from medfl.update.wire import as_bytes
 _CHUNK = 64 * 2**20
 _RELEASE = "/release"
 _FILE, _POINTER = "journal.db", "journal.url"
+
+# of every round, and built once: to build a statement takes longer than to run it
+_DROP_FACT = delete(_run).where(_run.c.key == bindparam("of"))
+_ADD_FACT = insert(_run)
+_DROP_CHUNKS = delete(_arrays).where(_arrays.c.name == bindparam("of"), _arrays.c.chunk >= bindparam("at"))
+_REPLACE_CHUNK = update(_arrays).where(_arrays.c.name == bindparam("of"), _arrays.c.chunk == bindparam("at"))
+_ADD_CHUNK = insert(_arrays)
+_ADD_ROUND = insert(_rounds)
+_ADD_EVENTS = insert(_events)
+_DROP_LAST = delete(_run).where(_run.c.key.in_(("summary", "release", "state")))
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -146,12 +156,12 @@ class Journal:
         now = datetime.now(UTC)
         number = int(record["round"])
         with self._transaction() as connection:
-            connection.execute(insert(_rounds).values(number=number, record=dict(record), committed_at=now))
+            connection.execute(_ADD_ROUND, {"number": number, "record": dict(record), "committed_at": now})
             _append(connection, [_event(number, site, "verdict", detail) for site, detail in verdicts.items()])
             self._count(connection, number, counted)
             # a summary is about the last round: a run that goes on has none; an opened sum is used once
-            connection.execute(delete(_run).where(_run.c.key.in_(("summary", "release"))))
-            _put(connection, "state", dict(plain))
+            connection.execute(_DROP_LAST)
+            connection.execute(_ADD_FACT, {"key": "state", "value": dict(plain)})
             for name, array in arrays.items():
                 _write(connection, name, array)
 
@@ -310,7 +320,7 @@ def _event(round_: int, site: str, kind: str, detail: Mapping[str, Any]) -> dict
 
 def _append(connection: Connection, events: list[dict[str, Any]]) -> None:
     if events:
-        connection.execute(insert(_events), events)
+        connection.execute(_ADD_EVENTS, events)
 
 
 def _get(connection: Connection, key: str) -> tuple[Any] | None:
@@ -319,8 +329,8 @@ def _get(connection: Connection, key: str) -> tuple[Any] | None:
 
 
 def _put(connection: Connection, key: str, value: Any) -> None:
-    connection.execute(delete(_run).where(_run.c.key == key))
-    connection.execute(insert(_run).values(key=key, value=value))
+    connection.execute(_DROP_FACT, {"of": key})
+    connection.execute(_ADD_FACT, {"key": key, "value": value})
 
 
 def _count(connection: Connection, round_: int, message: Counted) -> Any:
@@ -348,13 +358,12 @@ def _write(connection: Connection, name: str, array: npt.NDArray[Any]) -> None:
     raw = as_bytes(array)
     about = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "checksum": isal_zlib.crc32(raw)}
     count = max(1, -(-len(raw) // _CHUNK))
-    connection.execute(delete(_arrays).where(_arrays.c.name == name, _arrays.c.chunk >= count))
+    connection.execute(_DROP_CHUNKS, {"of": name, "at": count})
     for chunk in range(count):
         row = {**about, "chunk": chunk, "data": raw[chunk * _CHUNK : (chunk + 1) * _CHUNK]}
         # overwriting in place costs a fraction of deleting and inserting
-        place = (_arrays.c.name == name, _arrays.c.chunk == chunk)
-        if not connection.execute(update(_arrays).where(*place).values(row)).rowcount:
-            connection.execute(insert(_arrays).values(row))
+        if not connection.execute(_REPLACE_CHUNK, {**row, "of": name, "at": chunk}).rowcount:
+            connection.execute(_ADD_CHUNK, row)
 
 
 def _read(name: str, chunks: list[Any]) -> npt.NDArray[Any]:

@@ -20,6 +20,7 @@ from medfl.data.base import Sample, SampleInfo, SampleSet, SiteData
 from medfl.data.plans.base import DataPlan, own_and_lent
 from medfl.data.reasons import outward
 from medfl.errors import RunError
+from medfl.learning.allocation import keep_freed_memory
 from medfl.learning.checkpoint import EpochStore, order_key
 from medfl.learning.course import Course, Feed, batches
 from medfl.learning.disclosure import Disclosure
@@ -32,7 +33,7 @@ from medfl.learning.partial import PartialTraining, setup_of
 from medfl.learning.patients.sites import PrivateSites
 from medfl.learning.randomness import generator, torch_seed
 from medfl.learning.resume import Bookmark, LocalTraining, setup_digest
-from medfl.learning.rules.base import LocalContext, LocalRule
+from medfl.learning.rules.base import LocalContext, LocalRule, no_gradient
 from medfl.privacy.codec import GridCodec
 from medfl.privacy.grid import BIT, CAP, CLIP, Grid, weight_of
 from medfl.tasks.base import Prediction, Statistics, Task
@@ -73,12 +74,14 @@ class LocalParts:
 
 class SiteExecutor:
     def __init__(self, parts: LocalParts, device: torch.device) -> None:
+        keep_freed_memory()
         self.parts = parts
         self.device = device
         self.network = FlatNetwork(seeded(parts.task.build, parts.seed), device)
         local = seeded(lambda: parts.task.build_local() or torch.nn.Identity(), parts.seed)
         self.local = FlatNetwork(local, device) if any(True for _ in local.parameters()) else None
         self._fresh_local = self.local.store() if self.local else None
+        self._anchor: torch.Tensor | None = None
         parts.pipeline.codec.bind(self.network.layout)
         parts.plan.bind(parts.task.config.classes, parts.seed)
         parts.submodel.bind(setup_of(parts.task, parts.seed, self.network.layout))
@@ -219,12 +222,14 @@ class SiteExecutor:
         self.network.module.train()
         if self.local is not None and self._fresh_local is not None:
             self.local.load(self._fresh_local)
+        here = self.network.parameters.detach()
+        self._anchor = here.clone() if self._anchor is None else self._anchor.copy_(here)
         context = LocalContext(
             site=order.site,
             round=order.round,
             task=self.parts.task,
             network=self.network,
-            anchor=self.network.parameters.detach().clone(),
+            anchor=self._anchor,
             local=self.local,
             state=state,
             values=order.values,
@@ -239,6 +244,8 @@ class SiteExecutor:
             context.full_gradient = partial(self._full_gradient, context, feed)
         for rule in self.parts.rules:
             rule.begin(context)
+        # it holds the context: left there, the context's vectors would stay until the garbage collector came by
+        context.full_gradient = no_gradient
         return context
 
     def _batch(self, context: LocalContext, feed: Feed, chosen: npt.NDArray[np.int64]) -> Any:
@@ -252,6 +259,7 @@ class SiteExecutor:
         context.gradient_at = partial(self._gradient_at, context, batch)
         for rule in self.parts.rules:
             rule.direction(context)
+        context.gradient_at = no_gradient
         part.direction()
         if self.parts.gradient_clip is not None:
             clip_gradient(self.network.gradient, self.parts.gradient_clip)

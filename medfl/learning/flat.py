@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from medfl.errors import RunError, StudyError
-from medfl.update.vector import FloatVector, Layout
+from medfl.update.vector import FloatVector, Layout, rough_square
 
 if TYPE_CHECKING:
     from medfl.tasks.base import Task
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 18
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -65,7 +65,7 @@ class FlatNetwork:
             place = slice(start, start + _BLOCK)
             block = np.subtract(parameters[place], model[place], out=out[place])
             # while the block is in the cache; squares of finite values may still pass the range
-            squared += float(np.dot(block, block))
+            squared += rough_square(block)
         return math.isfinite(squared) or bool(np.isfinite(out).all())
 
     def store(self) -> FloatVector:

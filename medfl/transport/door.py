@@ -94,9 +94,10 @@ class SiteDoor:
         its noise must not even be kept."""
         self._channel()
         self._require_grid(order)
-        # no sum without rounds is of updates of one model
-        sealed = hides(self._inputs.study.update.channel) and not self._later
-        self._part = part_digest(order.part, order.values, vector_digest(model) if sealed else "")
+        if hides(self._inputs.study.update.channel):
+            # no sum without rounds is of updates of one model
+            about = "" if self._later else vector_digest(model)
+            self._part = part_digest(order.part, order.values, about)
         if self.disclosure is not None:
             self.disclosure.ledger.witness(_COORDINATOR, order.ledger)
 

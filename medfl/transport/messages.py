@@ -1,6 +1,6 @@
 """The round's messages as bytes, in the format of `medfl.update.wire`."""
 
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,12 @@ _PHASES = 32
 _REASONS = 64
 
 
+def order_header(order: TrainOrder, model: Payload) -> dict[str, Any]:
+    return {name: getattr(order, name) for name in _ORDER_FIELDS} | {"model": model.header()}
+
+
 def encode_order(order: TrainOrder, model: Payload) -> list[Buffer]:
-    header = {**asdict(order), "model": model.header()}
-    return parts(header, model.buffers)
+    return parts(order_header(order, model), model.buffers)
 
 
 def encode_reply(reply: TrainReply) -> list[Buffer]:
@@ -45,6 +48,7 @@ def encode_reply(reply: TrainReply) -> list[Buffer]:
     return parts(header, buffers)
 
 
+_ORDER_FIELDS = tuple(field.name for field in fields(TrainOrder))
 _PAYLOADS = ("payload", "snapshot", "prototypes")
 """Coded vectors of a reply, in the order of their buffers."""
 

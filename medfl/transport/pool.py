@@ -14,7 +14,7 @@ from medfl.errors import Fault, Faults, InputError, RunError
 from medfl.learning.messages import Beginning, LedgerHeads, SiteFailure, SiteInfo, TrainOrder
 from medfl.privacy.channels.base import Message
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Models, Transport, model_for
-from medfl.transport.messages import decode_reply, decode_statistics, encode_order
+from medfl.transport.messages import decode_reply, decode_statistics, encode_order, order_header
 from medfl.update.base import Payload
 from medfl.update.vector import FloatVector, Layout
 from medfl.update.wire import Buffer, pack_arrays, parts, size, unpack, unpack_arrays
@@ -181,7 +181,7 @@ class Pool(Transport):
 
 
 def _train(order: TrainOrder, model: Payload, progress: LocalProgress | None) -> _Job:
-    header = {"do": "train", **asdict(order), "model": model.header()}
+    header = {"do": "train", **order_header(order, model)}
     return _Job(order.site, parts(header, model.buffers), progress)
 
 

@@ -17,7 +17,7 @@ from medfl.privacy.channels.base import HAND_OVER, Message
 from medfl.transport.answers import body, failure, heads_of, info_of
 from medfl.transport.base import Arrays, Delivery, Evaluation, LocalProgress, Models, Transport, model_for
 from medfl.transport.checksums import Bulk
-from medfl.transport.messages import decode_reply, decode_statistics
+from medfl.transport.messages import decode_reply, decode_statistics, order_header
 from medfl.transport.parcels import unload
 from medfl.transport.post import Post, Request, Ticket
 from medfl.transport.texts import plain
@@ -212,7 +212,7 @@ class Remote(Transport):
                 if id(model) not in bulks:
                     bulks[id(model)] = Bulk.of(model.buffers)
                 bulk = bulks[id(model)]
-                request = Request.of("train", {**asdict(order), "model": model.header()}, model.buffers, bulk)
+                request = Request.of("train", order_header(order, model), model.buffers, bulk)
                 tickets[order.site] = self._post.post(order.site, request, progress)
         self._post.sweep()
         try:
@@ -238,7 +238,7 @@ class Remote(Transport):
         self._post.largest = max(self._post.largest, 16 * model.size + _ROOM)
         ticket = None
         if self._excuse(order.site) == "":
-            request = Request.of("train", {**asdict(order), "model": model.header()}, model.buffers)
+            request = Request.of("train", order_header(order, model), model.buffers)
             ticket = self._post.post(order.site, request, progress)
         self._submitted[order.site] = order, ticket, time.monotonic() + self._terms.patience.deadline
 

@@ -147,6 +147,32 @@ def test_masked_mean_of_whole_updates_is_fedavg_to_the_bit() -> None:
     assert found.tobytes() == combined(aggregator("weighted_mean"), dense(4), weights).tobytes()
 
 
+# weighted mean
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [4.0, 4.0, 4.0, 4.0],
+        [4.0, 3.0, 4.0, 1.0],
+        [0.0, 3.0, 0.0, 1.0],
+        [1e-30, 5.0, 1e-9, 5.0],
+        [5.0, 1e30, 1.0, 1e-30],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+@pytest.mark.parametrize("partly", [False, True])
+def test_weighted_mean_is_the_mean_whatever_the_weights(weights: list[float], scale: float, partly: bool) -> None:
+    """The fake, weights in units of the first however small it is, is infinite or NaN."""
+    updates = owned(4)[0] if partly else dense(4)
+    updates = [Update(update.values * np.float32(scale), SIZE, update.indices) for update in updates]
+    share = np.array(weights) / sum(weights)
+    exact = sum(part * update.dense().astype(np.float64) for part, update in zip(share, updates, strict=True))
+    found = combined(aggregator("weighted_mean"), updates, weights)
+    np.testing.assert_allclose(found, exact, rtol=2e-6, atol=1e-6 * scale)
+
+
 # median and trimmed mean
 
 ROWS = hnp.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 6)), elements=st.floats(-1e3, 1e3, width=32))

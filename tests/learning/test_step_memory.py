@@ -1,19 +1,28 @@
 """What training takes beside the arithmetic. A step makes no vector as long as the parameters: to get one from the
 system takes longer than to fill it."""
 
+import gc
+import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
-from toys.parts import plugin
+from toys.parts import CPU, local_parts, plugin, values
+from toys.problems import least_squares
+from toys.tasks import LeastSquares, Rows, site
 
+from medfl.learning.executor import SiteExecutor
 from medfl.learning.flat import FlatNetwork
+from medfl.learning.messages import TrainOrder
 from medfl.learning.optimizers import AdamOptimizer, SgdOptimizer, clip_gradient
-from medfl.learning.rules.base import RULES
+from medfl.learning.rules.base import RULES, LocalContext, LocalRule
+from medfl.plugins import PluginConfig
 
 SIZE = 10_000
 
@@ -80,3 +89,59 @@ except SystemExit as end:
 """
     assert not loads_the_compiler(code)
     assert loads_the_compiler("import torch; torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]).step()")
+
+
+class Watching(LocalRule):
+    """Notes when a training's context is gone."""
+
+    contexts: ClassVar[list[weakref.ref[LocalContext]]] = []
+
+    def begin(self, context: LocalContext) -> None:
+        self.contexts.append(weakref.ref(context))
+
+
+@pytest.mark.parametrize("rule", ["sgd", "svrg"])
+def test_nothing_of_a_training_waits_for_the_garbage_collector(rule: str) -> None:
+    """A context has vectors of the model's size. Gradients by request hold it: the fake leaves them there."""
+    rows = least_squares(1, 5, 21, 1.0)[0]
+    rules = [plugin(RULES, rule), Watching(PluginConfig(kind="watching"))]
+    executor = SiteExecutor(local_parts(LeastSquares(5), rules=rules), CPU)
+    gc.disable()
+    try:
+        for round_ in (1, 2):
+            data = site("a", Rows(rows.features, rows.targets))
+            executor.train(data, TrainOrder("a", round_, values(rate=0.05)), np.zeros(5, np.float32), {})
+            assert Watching.contexts.pop()() is None
+    finally:
+        gc.enable()
+
+
+_FAULTS = """
+import resource, torch
+from medfl.learning.allocation import keep_freed_memory
+print(keep_freed_memory())
+def step():
+    parts = [torch.ones(2**20) for _ in range(8)]
+for _ in range(3): step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20): step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment: str) -> list[str]:
+    """What is said of the request, and how often a process had to be given memory in 20 steps."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    told = {**plain, **environment}
+    done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True, env=told)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="the C library is not glibc")
+def test_freed_memory_is_used_again() -> None:
+    # 8 vectors of 1,024 pages of 4 KiB a step
+    kept, count = faults()
+    assert kept == "True" and int(count) < 1024
+    # whoever tuned the C library is left alone, and gives all of it back
+    kept, count = faults(MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept == "False" and int(count) > 20 * 1024

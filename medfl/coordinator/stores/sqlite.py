@@ -25,6 +25,8 @@ from medfl.errors import Fault, InputError, RunError
 # bytes: large pages suit large arrays, and the log is folded back into the database once it has grown to _WAL
 _PAGE = 2**16
 _WAL = 64 * 2**20
+# bytes of pages that the writer keeps: pages that are at hand are not read again before they are overwritten
+_CACHE = 16 * 2**20
 _PATIENCE = 60.0  # seconds that one thread waits for another's transaction
 
 
@@ -72,6 +74,7 @@ class FilePlace(Place):
             # write-ahead log: a killed process loses nothing that was committed, and readers do not wait
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA wal_autocheckpoint={_WAL // _PAGE}")
+            connection.execute(f"PRAGMA cache_size={_CACHE // _PAGE}")
             connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             return connection
 

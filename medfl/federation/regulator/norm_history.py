@@ -27,9 +27,9 @@ taken from what was released. Alone in a federation there is no way back. A site
 import math
 import sys
 from collections.abc import Sequence
+from statistics import median
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from medfl.federation.regulator.base import ADMIT, Arrival, Bench, RegulatorRule, Verdict
@@ -126,7 +126,7 @@ class NormHistory(RegulatorRule):
 
 def _median(norms: Sequence[float]) -> float:
     """0 without any."""
-    return float(np.median(norms)) if norms else 0.0
+    return median(norms) if norms else 0.0
 
 
 def _times(limit: float, factor: float, power: int) -> float:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from medfl.update.base import Update
 
 
-def _no_gradient(*_: Any) -> "Tensor":
+def no_gradient(*_: Any) -> "Tensor":
     raise StudyError.at("local.rules", "a rule asks for a gradient where there is none to be had", "drop the rule")
 
 
@@ -70,8 +70,8 @@ class LocalContext:
     seed: int = 0
     counted: int = 0
     omega: float = 0.0
-    full_gradient: "Callable[[], Tensor]" = _no_gradient
-    gradient_at: "Callable[[Tensor], Tensor]" = _no_gradient
+    full_gradient: "Callable[[], Tensor]" = no_gradient
+    gradient_at: "Callable[[Tensor], Tensor]" = no_gradient
     feed: "Feed | None" = None
     chosen: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
