@@ -26,6 +26,7 @@ from medfl.coordinator.stores.base import Place, myself
 from medfl.coordinator.stores.base import Where as Where
 from medfl.coordinator.stores.schema import SCHEMA, metadata
 from medfl.coordinator.stores.schema import arrays as _arrays
+from medfl.coordinator.stores.schema import chunks as _chunks
 from medfl.coordinator.stores.schema import events as _events
 from medfl.coordinator.stores.schema import messages as _messages
 from medfl.coordinator.stores.schema import rounds as _rounds
@@ -40,9 +41,11 @@ _FILE, _POINTER = "journal.db", "journal.url"
 # of every round, and built once: to build a statement takes longer than to run it
 _DROP_FACT = delete(_run).where(_run.c.key == bindparam("of"))
 _ADD_FACT = insert(_run)
-_DROP_CHUNKS = delete(_arrays).where(_arrays.c.name == bindparam("of"), _arrays.c.chunk >= bindparam("at"))
-_REPLACE_CHUNK = update(_arrays).where(_arrays.c.name == bindparam("of"), _arrays.c.chunk == bindparam("at"))
-_ADD_CHUNK = insert(_arrays)
+_REPLACE_ARRAY = update(_arrays).where(_arrays.c.name == bindparam("of"))
+_ADD_ARRAY = insert(_arrays)
+_DROP_CHUNKS = delete(_chunks).where(_chunks.c.name == bindparam("of"), _chunks.c.chunk >= bindparam("at"))
+_REPLACE_CHUNK = update(_chunks).where(_chunks.c.name == bindparam("of"), _chunks.c.chunk == bindparam("at"))
+_ADD_CHUNK = insert(_chunks)
 _ADD_ROUND = insert(_rounds)
 _ADD_EVENTS = insert(_events)
 _DROP_LAST = delete(_run).where(_run.c.key.in_(("summary", "release", "state")))
@@ -163,7 +166,7 @@ class Journal:
             connection.execute(_DROP_LAST)
             connection.execute(_ADD_FACT, {"key": "state", "value": dict(plain)})
             for name, array in arrays.items():
-                _write(connection, name, array)
+                _write(self._place, connection, name, array)
 
     def keep_release(
         self,
@@ -180,7 +183,7 @@ class Journal:
             if messages := list(counted):
                 self._count(connection, int(release["outcome"]["plan"]["round"]), messages)
             for name, array in {_RELEASE: total, **changed}.items():
-                _write(connection, name, array)
+                _write(self._place, connection, name, array)
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """The counted messages: round, site, id, kind, digest and time, by round and site."""
@@ -196,9 +199,7 @@ class Journal:
             about = _get(connection, "release")
             if about is None:
                 return None
-            place = select(_arrays).where(_arrays.c.name == _RELEASE).order_by(_arrays.c.chunk)
-            rows = connection.execute(place).all()
-        return about[0], _read(_RELEASE, list(rows))
+            return about[0], _read(connection, [_RELEASE])[_RELEASE]
 
     def state(self) -> tuple[dict[str, Any], Arrays] | None:
         """The state after the last committed round; None before the first. RunError when an array is damaged."""
@@ -346,28 +347,35 @@ def _place_of(message: Counted) -> str:
     return f"site {message.site}, message {message.id[:64]}"
 
 
-def _all_arrays(connection: Connection) -> Arrays:
-    pieces: dict[str, list[Any]] = {}
-    for row in connection.execute(select(_arrays).order_by(_arrays.c.name, _arrays.c.chunk)).all():
-        pieces.setdefault(row.name, []).append(row)
-    pieces.pop(_RELEASE, None)
-    return {name: _read(name, chunks) for name, chunks in pieces.items()}
-
-
-def _write(connection: Connection, name: str, array: npt.NDArray[Any]) -> None:
+def _write(place: Place, connection: Connection, name: str, array: npt.NDArray[Any]) -> None:
     raw = as_bytes(array)
-    about = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "checksum": isal_zlib.crc32(raw)}
+    about = {"dtype": array.dtype.str, "shape": list(array.shape), "checksum": isal_zlib.crc32(raw)}
+    if not connection.execute(_REPLACE_ARRAY, {**about, "of": name}).rowcount:
+        connection.execute(_ADD_ARRAY, {**about, "name": name})
     count = max(1, -(-len(raw) // _CHUNK))
     connection.execute(_DROP_CHUNKS, {"of": name, "at": count})
     for chunk in range(count):
-        row = {**about, "chunk": chunk, "data": raw[chunk * _CHUNK : (chunk + 1) * _CHUNK]}
-        # overwriting in place costs a fraction of deleting and inserting
-        if not connection.execute(_REPLACE_CHUNK, {**row, "of": name, "at": chunk}).rowcount:
-            connection.execute(_ADD_CHUNK, row)
+        data = raw[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+        if place.overwrite(connection, name, chunk, data):
+            continue
+        if not connection.execute(_REPLACE_CHUNK, {"of": name, "at": chunk, "data": data}).rowcount:
+            connection.execute(_ADD_CHUNK, {"name": name, "chunk": chunk, "data": data})
 
 
-def _read(name: str, chunks: list[Any]) -> npt.NDArray[Any]:
-    raw = bytearray().join(chunk.data for chunk in chunks)
-    if isal_zlib.crc32(raw) != chunks[0].checksum:
-        raise RunError.at(f"journal, array {name}", "is damaged: its checksum does not match", "start the run again")
-    return np.frombuffer(raw, np.dtype(chunks[0].dtype)).reshape(chunks[0].shape)
+def _all_arrays(connection: Connection) -> Arrays:
+    names = connection.execute(select(_arrays.c.name).order_by(_arrays.c.name)).scalars().all()
+    return _read(connection, [name for name in names if name != _RELEASE])
+
+
+def _read(connection: Connection, names: Iterable[str]) -> Arrays:
+    """RunError when one is damaged."""
+    found: Arrays = {}
+    for name in names:
+        about = connection.execute(select(_arrays).where(_arrays.c.name == name)).one()
+        chunks = select(_chunks.c.data).where(_chunks.c.name == name).order_by(_chunks.c.chunk)
+        raw = bytearray().join(connection.execute(chunks).scalars())
+        if isal_zlib.crc32(raw) != about.checksum:
+            what = "is damaged: its checksum does not match"
+            raise RunError.at(f"journal, array {name}", what, "start the run again")
+        found[name] = np.frombuffer(raw, np.dtype(about.dtype)).reshape(about.shape)
+    return found

@@ -1,10 +1,11 @@
-"""A journal of schema 1, as earlier versions wrote it, is read and upgraded; one of a newer version is refused."""
+"""A journal of an older schema is read and upgraded; one of a newer version is refused."""
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import inspect
 
@@ -60,6 +61,25 @@ INSERT INTO run VALUES('release','{"outcome": {"plan": {"round": 2}}}');
 """
 
 
+# what schema 2 has more; an array in two pieces
+SECOND = """
+CREATE INDEX events_round ON events (round);
+CREATE TABLE messages (
+	site VARCHAR NOT NULL,
+	id VARCHAR NOT NULL,
+	round INTEGER NOT NULL,
+	kind VARCHAR NOT NULL,
+	digest VARCHAR NOT NULL,
+	at DATETIME NOT NULL,
+	PRIMARY KEY (site, id)
+);
+CREATE INDEX messages_round ON messages (round);
+UPDATE run SET value = 2 WHERE "key" = 'schema';
+UPDATE arrays SET data = X'00000000' WHERE name = 'model';
+INSERT INTO arrays VALUES('model',1,'<f4','[3]',818461808,X'0000803F00000040');
+"""
+
+
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     path = tmp_path / "journal.db"
@@ -107,14 +127,28 @@ def test_an_old_journal_is_upgraded_and_goes_on(old: Path) -> None:
     with closing(Journal.open(old)) as journal:
         check(journal)
         assert journal.fact("schema") == SCHEMA
-        (note,) = [event for event in journal.events() if event["kind"] == "upgrade"]
-        assert note["detail"] == {"from": 1, "to": 2, "backup": "journal.db.schema-1"}
+        notes = [event["detail"] for event in journal.events() if event["kind"] == "upgrade"]
+        assert [(note["from"], note["to"]) for note in notes] == [(1, 2), (2, 3)]
+        assert {note["backup"] for note in notes} == {"journal.db.schema-1"}
         journal.commit({"round": 2}, {"round": 2}, {}, {}, [Counted("east", "m", "d")])
     backup = old.with_name("journal.db.schema-1")
     assert dump(backup) == before and backup.stat().st_mode & 0o077 == 0
     with closing(Journal.open(old)) as journal:
         assert [(found["site"], found["id"], found["digest"]) for found in journal.messages()] == [("east", "m", "d")]
-        assert len([event for event in journal.events() if event["kind"] == "upgrade"]) == 1
+        assert len([event for event in journal.events() if event["kind"] == "upgrade"]) == 2
+
+
+def test_a_journal_of_the_second_schema(old: Path) -> None:
+    with closing(sqlite3.connect(old)) as connection:
+        connection.executescript(SECOND)
+    with closing(Journal.open(old, read_only=True)) as journal:
+        check(journal)
+    with closing(Journal.open(old)) as journal:
+        check(journal)
+        (note,) = [event["detail"] for event in journal.events() if event["kind"] == "upgrade"]
+        assert note == {"from": 2, "to": 3, "backup": "journal.db.schema-2"}
+        journal.commit({"round": 2}, {"round": 2}, {"model": np.arange(5, dtype=np.float32)}, {})
+        assert journal.arrays()["model"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_an_upgraded_journal_is_like_a_new_one(old: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from medfl.errors import Fault, InputError
+from medfl.update.wire import Buffer
 
 Where = Path | str
 """A file (SQLite), or the URL of a PostgreSQL database."""
@@ -65,6 +66,10 @@ class Place(ABC):
     @abstractmethod
     def prepare(self, connection: Connection) -> None:
         """What has to be there before a new journal's tables are made, in their transaction."""
+
+    def overwrite(self, connection: Connection, name: str, chunk: int, data: Buffer) -> bool:
+        """Write over the bytes of a chunk in a transaction, sooner than SQL can; False where that is not to be had."""
+        return False
 
     @abstractmethod
     def backup(self, schema: int) -> str:

@@ -20,7 +20,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class _JsonText(TypeDecorator[Any]):
@@ -75,10 +75,16 @@ arrays = Table(
     "arrays",
     metadata,
     Column("name", String, primary_key=True),
-    Column("chunk", Integer, primary_key=True),
     Column("dtype", String, nullable=False),
     Column("shape", Json, nullable=False),
     Column("checksum", _Crc, nullable=False),
+)
+# apart from what is said of them, so that bytes can be written over in place
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("chunk", Integer, primary_key=True),
     Column("data", LargeBinary, nullable=False),
 )
 # a site's message counts once: its id is unique at the site
