@@ -22,6 +22,7 @@ _REASONS = 64
 
 
 def order_header(order: TrainOrder, model: Payload) -> dict[str, Any]:
+    """What a message says of an order and of the model that comes with it."""
     return {name: getattr(order, name) for name in _ORDER_FIELDS} | {"model": model.header()}
 
 
