@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from toys.postgres import Server, running
+from toys.services import until
 
 from medfl.coordinator import journal as module
 from medfl.coordinator.journal import Counted, Journal, Where, journal_in, place_of, point_to
@@ -135,6 +136,28 @@ def test_bytes_written_over_in_place_come_back_when_the_commit_fails(home: Home,
         assert (journal.arrays()["model"] == 3).all()
     with closing(home.open()) as journal:
         assert (journal.arrays()["model"] == 3).all()
+
+
+def test_the_log_is_folded_back_beside_the_writer(tmp_path: Path) -> None:
+    """The writer itself would begin at 256 MB of log."""
+    model = np.zeros(4_000_000, np.float32)
+
+    def folded() -> bool:
+        """Whether an array of rounds 5 to 7 is in the database itself; nothing is read from the log."""
+        file = f"{(tmp_path / 'journal.db').as_uri()}?immutable=1"
+        with closing(sqlite3.connect(file, uri=True)) as database, suppress(sqlite3.DatabaseError):
+            rows = database.execute("SELECT data FROM chunks WHERE name = 'model'").fetchall()
+            return [5 <= np.frombuffer(data, np.float32)[-1] <= 7 for (data,) in rows] == [True]
+        return False
+
+    with closing(Journal.create(tmp_path / "journal.db", FACTS)) as journal:
+        # the first one is new, and nothing to write over
+        for round_ in range(1, 8):
+            commit(journal, round_, {"model": model + round_})
+        until(folded, 60)
+        assert (journal.arrays()["model"] == 7).all()
+    assert names(tmp_path) == {"journal.db"}
+    assert "fold" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_disk_that_is_full_while_bytes_are_written_over(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ The file must lie on a local file system: locks of network file systems are not 
 """
 
 import fcntl
+import logging
 import os
 import secrets
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -23,12 +25,16 @@ from medfl.coordinator.stores.schema import run
 from medfl.errors import Fault, InputError, RunError
 from medfl.update.wire import Buffer
 
-# bytes: large pages suit large arrays, and the log is folded back into the database once it has grown to _WAL
+# bytes: large pages suit large arrays; a thread folds the log back into the database after _FOLD of arrays, and the
+# writer itself where it has grown to _WAL nevertheless
 _PAGE = 2**16
-_WAL = 64 * 2**20
+_FOLD = 64 * 2**20
+_WAL = 4 * _FOLD
 # bytes of pages that the writer keeps: pages that are at hand are not read again before they are overwritten
 _CACHE = 16 * 2**20
 _PATIENCE = 60.0  # seconds that one thread waits for another's transaction
+
+log = logging.getLogger(__name__)
 
 
 class FilePlace(Place):
@@ -36,6 +42,7 @@ class FilePlace(Place):
         self.path = path
         self.text = str(path)
         self._lock: IO[str] | None = None
+        self._folding: _Folding | None = None
 
     def made(self, run: str) -> "FilePlace":
         if self.path.exists():
@@ -80,7 +87,10 @@ class FilePlace(Place):
             return connection
 
         # threads of this process take turns from the start of a transaction: none has to be begun again
-        return _engine(connect, "BEGIN IMMEDIATE")
+        engine = _engine(connect, "BEGIN IMMEDIATE")
+        self._folding = _Folding(f"{self._uri}?mode=rw")
+        event.listen(engine, "checkin", self._folding.after)
+        return engine
 
     def maker(self, token: str) -> Engine:
         memory = _memory()
@@ -117,6 +127,8 @@ class FilePlace(Place):
         try:
             with driver.blobopen("chunks", "data", found[0]) as blob:
                 blob.write(data)
+            if self._folding is not None:
+                self._folding.written += len(data)
         except sqlite3.Error as error:
             remedy = "see that there is room, then go on with --resume"
             raise RunError.at(self.text, f"cannot be written: {error}", remedy) from error
@@ -137,6 +149,8 @@ class FilePlace(Place):
         return kept.name
 
     def release(self) -> None:
+        if self._folding is not None:
+            self._folding.end()
         if self._lock is not None:
             with suppress(FileNotFoundError):
                 self._lock_path.unlink()
@@ -170,6 +184,42 @@ class FilePlace(Place):
             return None  # the other process is making it just now
         finally:
             engine.dispose()
+
+
+class _Folding:
+    """Folds the log back into the database in a thread, which takes as long as a commit. written: bytes since."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self.written = 0
+        self._due, self._ended = threading.Event(), False
+        self._thread: threading.Thread | None = None
+
+    def after(self, *_: Any) -> None:
+        """A transaction has ended."""
+        if self.written < _FOLD:
+            return
+        self.written = 0
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="fold", daemon=True)
+            self._thread.start()
+        self._due.set()
+
+    def _run(self) -> None:
+        with closing(_connect(self._uri)) as connection:
+            while self._due.wait() and not self._ended:
+                self._due.clear()
+                try:
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                except sqlite3.Error as error:
+                    # nothing is lost: it stays in the log, which is folded later
+                    log.warning("%s: the log cannot be folded: %s", self._uri, error)
+
+    def end(self) -> None:
+        self._ended = True
+        self._due.set()
+        if self._thread is not None:
+            self._thread.join()
 
 
 def _connect(uri: str) -> sqlite3.Connection:
