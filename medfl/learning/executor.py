@@ -52,6 +52,10 @@ Tamper = Callable[[FloatVector], FloatVector]
 """What a simulated hostile site makes of its update [size]."""
 
 
+_UNUSED = np.random.default_rng(0)
+"""For codecs that lose nothing, which draw nothing: a generator takes as long to make as a vector to be measured."""
+
+
 @dataclass(frozen=True)
 class LocalParts:
     """Everything a study says about what happens at a site. submodel: not bound yet. asked: values beside the
@@ -82,6 +86,7 @@ class SiteExecutor:
         self.local = FlatNetwork(local, device) if any(True for _ in local.parameters()) else None
         self._fresh_local = self.local.store() if self.local else None
         self._anchor: torch.Tensor | None = None
+        self._draws = "lossy" in parts.pipeline.codec.config.traits()
         parts.pipeline.codec.bind(self.network.layout)
         parts.plan.bind(parts.task.config.classes, parts.seed)
         parts.submodel.bind(setup_of(parts.task, parts.seed, self.network.layout))
@@ -346,15 +351,14 @@ class SiteExecutor:
             raise not_finite(["update"], order)
         if tamper is not None:
             delta = tamper(delta)
-        pipeline = replace(self.parts.pipeline, codec=self.parts.pipeline.codec.at(order.values))
+        codec = self.parts.pipeline.codec.at(order.values)
         if CLIP in order.values:
-            grid = Grid.of(order.values)
-            pipeline = replace(
-                pipeline, codec=GridCodec(grid, weight_of(cases, order.values[CAP]), int(order.values[BIT]))
-            )
+            codec = GridCodec(Grid.of(order.values), weight_of(cases, order.values[CAP]), int(order.values[BIT]))
+        pipeline = replace(self.parts.pipeline, codec=codec)
         sends = start.sends
         upload = Upload(order.site, order.round, order.counted, model, sends, start.trains)
-        payload = pipeline.run(delta, upload, state, self._rng("codec", order))
+        rng = self._rng("codec", order) if self._draws else _UNUSED
+        payload = pipeline.run(delta, upload, state, rng)
         if payload is None:
             return None, b""
         size = delta.size if sends is None else sends.size

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from medfl.errors import RunError
 from medfl.update.base import Payload, Update
 from medfl.update.codecs.base import CODECS, Codec
+from medfl.update.vector import Layout
 from medfl.update.wire import parts, unpack
 
 RNG = np.random.default_rng(0)
@@ -40,6 +41,18 @@ def test_fp32_does_not_copy() -> None:
     payload = codec("fp32").encode(Update(values, 5), RNG)
     assert np.shares_memory(np.frombuffer(payload.buffers[0], np.float32), values)
     assert np.shares_memory(codec("fp32").decode(payload, 5).values, values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_codecs_that_lose_something_draw(kind: str) -> None:
+    """The others are given a generator that all sites share."""
+    made, rng = CODECS.default(kind), np.random.default_rng(0)
+    there, before = codec(kind), rng.bit_generator.state
+    there.bind(Layout.of([("a", (20, 15))]))
+    there.encode_with(Update(np.linspace(-1, 1, 300, dtype=np.float32), 300), rng, {})
+    drew = rng.bit_generator.state != before
+    assert "lossy" in made.traits() or not drew
+    assert drew or kind not in ("qsgd", "random_k"), "the check sees who draws"
 
 
 @given(FINITE)

@@ -1,10 +1,10 @@
 """Codec contract: a vector in, bytes out, and back. One codec serves one direction of one study.
 
-Traits: "lossy" (what comes out is not what went in), "unbiased" (it is on average), "additive" (codes of equal
-settings may be summed), "scaled-up" (what is kept is made larger for what is not), "by-tensor" (codes whole tensors of
-the network), "scale-adaptive" or "scale-static" for quantisers, and one of "support-dense", "support-own",
-"support-shared". A decoder meets bytes from a peer: it raises RunError for anything that is not a whole payload of the
-expected size, before it allocates.
+Traits: "lossy" (what comes out is not what went in; no other codec may draw random numbers), "unbiased" (it is on
+average), "additive" (codes of equal settings may be summed), "scaled-up" (what is kept is made larger for what is not),
+"by-tensor" (codes whole tensors of the network), "scale-adaptive" or "scale-static" for quantisers, and one of
+"support-dense", "support-own", "support-shared". A decoder meets bytes from a peer: it raises RunError for anything
+that is not a whole payload of the expected size, before it allocates.
 
 Moving settings (DGC's density) are configuration fields of type `HyperparameterConfig`; their values of the round are
 in the mapping that `at` takes, as "<kind>.<field>".
