@@ -19,17 +19,22 @@ from medfl.errors import RunError
 FloatVector = npt.NDArray[np.float32]
 Sliceable = TypeVar("Sliceable")
 
-# values a block: too short for BLAS to start threads
+# values: a block is too short for BLAS to start threads; of a piece that is not aligned NumPy makes copies
 _BLOCK = 1 << 13
+_PIECE = 1 << 18
 
 
 def rough_square(vector: FloatVector) -> float:
     """The sum of squares to about seven digits: of a block in float32, of the blocks in float64. Not finite where a
     value is not, or where squares pass float32's range."""
-    whole = vector.size // _BLOCK * _BLOCK
-    blocks, rest = vector[:whole].reshape(-1, _BLOCK), vector[whole:]
+    total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.vecdot(blocks, blocks).sum(dtype=np.float64)) + float(np.vecdot(rest, rest))
+        for start in range(0, vector.size, _PIECE):
+            piece = vector[start : start + _PIECE]
+            whole = piece.size // _BLOCK * _BLOCK
+            blocks, rest = piece[:whole].reshape(-1, _BLOCK), piece[whole:]
+            total += float(np.vecdot(blocks, blocks).sum(dtype=np.float64)) + float(np.vecdot(rest, rest))
+    return total
 
 
 def vector_digest(vector: FloatVector) -> str:

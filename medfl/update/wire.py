@@ -1,6 +1,6 @@
 """The message format: a JSON header and raw buffers, no pickle.
 
-    b"MFL1" | u32 header length | header (UTF-8 JSON) | buffers, one after the other
+    b"MFL1" | u32 header length | header (UTF-8 JSON, spaces at its end) | buffers, one after the other
 
 The header's reserved key "buffers" holds the buffers' lengths. `parts` gives the pieces without copying, so a
 byte count is the sum of what is really sent; `unpack` refuses anything that does not add up.
@@ -19,6 +19,8 @@ from medfl.errors import RunError
 
 MAGIC = b"MFL1"
 _PREFIX = struct.Struct("<4sI")
+_ALIGNMENT = 16
+"""Bytes: the first buffer begins at a multiple of it."""
 MAX_HEADER = 4 * 2**20
 MAX_BUFFERS = 1 << 16
 MAX_DIMENSIONS = 32
@@ -31,6 +33,8 @@ Buffer = bytes | memoryview
 def parts(header: dict[str, Any], buffers: Sequence[Buffer] = ()) -> list[Buffer]:
     """The message as pieces: prefix and header, then the buffers themselves."""
     text = json.dumps({**header, "buffers": [len(buffer) for buffer in buffers]}).encode()
+    # NumPy copies numbers that do not lie at multiples of their size, again and again
+    text += b" " * (-(_PREFIX.size + len(text)) % _ALIGNMENT)
     return [_PREFIX.pack(MAGIC, len(text)) + text, *buffers]
 
 

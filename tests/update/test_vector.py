@@ -1,6 +1,7 @@
 """The flat vector: packing, views, digests, norms."""
 
 import hashlib
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -97,6 +98,19 @@ def test_norm_of_bad_values_is_not_finite(size: int, bad: float) -> None:
     values[-1] = bad
     assert not np.isfinite(Update(values, size).norm())
     assert not np.isfinite(Update(values, size).rough_norm())
+
+
+def test_a_rough_norm_of_a_long_vector_takes_little_memory_wherever_it_lies() -> None:
+    """NumPy copies what is not aligned: all of it at once would be two vectors."""
+    size = 4_000_000
+    values = np.frombuffer(bytes(1) + np.ones(size, np.float32).tobytes(), np.float32, offset=1)
+    assert not values.flags.aligned
+    tracemalloc.start()
+    try:
+        assert Update(values, size).rough_norm() == 2000
+        assert tracemalloc.get_traced_memory()[1] < 4 * size / 4
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-24, 3e19, 3e38])

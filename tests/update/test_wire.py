@@ -55,6 +55,13 @@ def test_round_trip_of_arrays(header: dict[str, Any], arrays: dict[str, Any]) ->
         assert got[name].tobytes() == array.tobytes()
 
 
+@given(HEADERS)
+def test_the_first_buffer_is_where_numpy_can_work_on_it(header: dict[str, Any]) -> None:
+    head, _ = parts(header, [b"12345678"])
+    assert len(head) % 16 == 0
+    assert unpack(head + b"12345678")[0] == unpack(b"".join(parts(header)))[0]
+
+
 def test_arrays_that_are_not_contiguous_travel_by_value() -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4).T
     _, got = unpack_arrays(b"".join(pack_arrays({}, {"a": array})))
