@@ -244,7 +244,7 @@ def test_damaged_state_is_not_trusted(tiny: Any, tmp_path: Path) -> None:
         simulate(tiny.inputs(), run, CrashAt("round_finished", 1), workers=1)
     journal = Journal.open(run / "journal.db")
     with journal._engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE arrays SET data = zeroblob(length(data)) WHERE name = 'model'")
+        connection.exec_driver_sql("UPDATE chunks SET data = zeroblob(length(data)) WHERE name = 'model'")
     journal.close()
     with pytest.raises(RunError, match=r"model.*damaged"):
         simulate(inputs_of(run), run, Observer(), workers=1, resume=True)
