@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     By default it gives freed memory back to the system when that is a few megabytes, which every step of a training
     frees, so that the system zeroes and maps all of it again for the next step: a tenth of a training's time on CPUs.
     Whoever has set glibc's own variables is left alone, and so is another C library."""
-    if any(name in os.environ for name in _OWN) or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or any(name in os.environ for name in _OWN):
         return False
-    mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, _KEPT))

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 from toys.postgres import Server, running
-from toys.services import until
 
 from medfl.coordinator import journal as module
 from medfl.coordinator.journal import Counted, Journal, Where, journal_in, place_of, point_to
@@ -138,39 +137,17 @@ def test_bytes_written_over_in_place_come_back_when_the_commit_fails(home: Home,
         assert (journal.arrays()["model"] == 3).all()
 
 
-def test_the_log_is_folded_back_beside_the_writer(tmp_path: Path) -> None:
-    """The writer itself would begin at 256 MB of log."""
-    model = np.zeros(4_000_000, np.float32)
-
-    def folded() -> bool:
-        """Whether an array of rounds 5 to 7 is in the database itself; nothing is read from the log."""
-        file = f"{(tmp_path / 'journal.db').as_uri()}?immutable=1"
-        with closing(sqlite3.connect(file, uri=True)) as database, suppress(sqlite3.DatabaseError):
-            rows = database.execute("SELECT data FROM chunks WHERE name = 'model'").fetchall()
-            return [5 <= np.frombuffer(data, np.float32)[-1] <= 7 for (data,) in rows] == [True]
-        return False
-
-    with closing(Journal.create(tmp_path / "journal.db", FACTS)) as journal:
-        # the first one is new, and nothing to write over
-        for round_ in range(1, 8):
-            commit(journal, round_, {"model": model + round_})
-        until(folded, 60)
-        assert (journal.arrays()["model"] == 7).all()
-    assert names(tmp_path) == {"journal.db"}
-    assert "fold" not in {thread.name for thread in threading.enumerate()}
-
-
 def test_a_disk_that_is_full_while_bytes_are_written_over(tmp_path: Path) -> None:
     model = np.zeros(9_000_000, np.float32)
     with closing(Journal.create(tmp_path / "journal.db", FACTS)) as journal:
         commit(journal, 1, {"model": model})
-        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, most))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
         try:
             with pytest.raises(RunError, match=r"journal.db: cannot be written: .*see that there is room"):
                 commit(journal, 2, {"model": model + 1})
         finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert not journal.arrays()["model"].any()
         commit(journal, 2, {"model": model + 2})
         assert (journal.arrays()["model"] == 2).all()
@@ -242,6 +219,25 @@ def test_threads_share_a_journal(home: Home) -> None:
         list(pool.map(lambda number: commit(journal, number, {}, [Counted("east", str(number), "d")]), range(1, 41)))
         assert [record["round"] for record in journal.rounds()] == list(range(1, 41))
         assert len(list(journal.messages())) == 40
+
+
+def test_threads_share_one_connection_to_a_file(tmp_path: Path) -> None:
+    """Two could fold the log back at once. The fake, a pool of connections, has the file open more than once."""
+    path = tmp_path / "journal.db"
+
+    def opened() -> int:
+        found = [link for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link)]
+        return sum(os.path.realpath(link) == str(path.resolve()) for link in found)
+
+    with closing(Journal.create(path, FACTS)) as journal, ThreadPoolExecutor(8) as pool:
+        meeting = threading.Barrier(8)
+
+        def note(number: int) -> None:
+            meeting.wait()
+            journal.note(number, "plan", {})
+
+        list(pool.map(note, range(40)))
+        assert opened() == 1
 
 
 # a round is there whole or not at all

@@ -49,6 +49,24 @@ def whole(journal: Journal, round_: int) -> None:
     assert [event["round"] for event in journal.events() if event["kind"] == "verdict"] == [*range(1, round_ + 1)]
 
 
+def test_a_journal_of_the_second_schema_is_upgraded(server: Server, url: str) -> None:
+    schema = url.partition("schema=")[2]
+    with closing(Journal.create(url, {})) as journal:
+        commit(journal, 1)
+    # as the version before had it
+    server.sql(
+        f"SET search_path TO {schema}; ALTER TABLE arrays RENAME TO about; "
+        "CREATE TABLE arrays (name VARCHAR, chunk INTEGER, dtype VARCHAR NOT NULL, shape TEXT NOT NULL, "
+        "checksum BIGINT NOT NULL, data BYTEA NOT NULL, PRIMARY KEY (name, chunk)); INSERT INTO arrays "
+        "SELECT name, chunk, dtype, shape, checksum, data FROM about JOIN chunks USING (name); "
+        "DROP TABLE about; DROP TABLE chunks; UPDATE run SET value = '2' WHERE key = 'schema'"
+    )
+    with closing(Journal.open(url)) as journal:
+        whole(journal, 1)
+        commit(journal, 2)
+        whole(journal, 2)
+
+
 # a server that dies
 
 

@@ -7,11 +7,9 @@ The file must lie on a local file system: locks of network file systems are not 
 """
 
 import fcntl
-import logging
 import os
 import secrets
 import sqlite3
-import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -25,16 +23,12 @@ from medfl.coordinator.stores.schema import run
 from medfl.errors import Fault, InputError, RunError
 from medfl.update.wire import Buffer
 
-# bytes: large pages suit large arrays; a thread folds the log back into the database after _FOLD of arrays, and the
-# writer itself where it has grown to _WAL nevertheless
+# bytes: large pages suit large arrays, and the log is folded back into the database once it has grown to _WAL
 _PAGE = 2**16
-_FOLD = 64 * 2**20
-_WAL = 4 * _FOLD
+_WAL = 64 * 2**20
 # bytes of pages that the writer keeps: pages that are at hand are not read again before they are overwritten
 _CACHE = 16 * 2**20
 _PATIENCE = 60.0  # seconds that one thread waits for another's transaction
-
-log = logging.getLogger(__name__)
 
 
 class FilePlace(Place):
@@ -42,7 +36,6 @@ class FilePlace(Place):
         self.path = path
         self.text = str(path)
         self._lock: IO[str] | None = None
-        self._folding: _Folding | None = None
 
     def made(self, run: str) -> "FilePlace":
         if self.path.exists():
@@ -86,11 +79,9 @@ class FilePlace(Place):
             connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             return connection
 
-        # threads of this process take turns from the start of a transaction: none has to be begun again
-        engine = _engine(connect, "BEGIN IMMEDIATE")
-        self._folding = _Folding(f"{self._uri}?mode=rw")
-        event.listen(engine, "checkin", self._folding.after)
-        return engine
+        # one connection, at which threads take turns. No transaction has to be begun again; and where two connections
+        # fold the log back at once, SQLite before 3.51.3 may lose commits (sqlite.org/wal.html#walresetbug)
+        return _engine(connect, "BEGIN IMMEDIATE", pool_size=1, max_overflow=0, pool_timeout=_PATIENCE)
 
     def maker(self, token: str) -> Engine:
         memory = _memory()
@@ -127,8 +118,6 @@ class FilePlace(Place):
         try:
             with driver.blobopen("chunks", "data", found[0]) as blob:
                 blob.write(data)
-            if self._folding is not None:
-                self._folding.written += len(data)
         except sqlite3.Error as error:
             remedy = "see that there is room, then go on with --resume"
             raise RunError.at(self.text, f"cannot be written: {error}", remedy) from error
@@ -149,8 +138,6 @@ class FilePlace(Place):
         return kept.name
 
     def release(self) -> None:
-        if self._folding is not None:
-            self._folding.end()
         if self._lock is not None:
             with suppress(FileNotFoundError):
                 self._lock_path.unlink()
@@ -186,42 +173,6 @@ class FilePlace(Place):
             engine.dispose()
 
 
-class _Folding:
-    """Folds the log back into the database in a thread, which takes as long as a commit. written: bytes since."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self.written = 0
-        self._due, self._ended = threading.Event(), False
-        self._thread: threading.Thread | None = None
-
-    def after(self, *_: Any) -> None:
-        """A transaction has ended."""
-        if self.written < _FOLD:
-            return
-        self.written = 0
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="fold", daemon=True)
-            self._thread.start()
-        self._due.set()
-
-    def _run(self) -> None:
-        with closing(_connect(self._uri)) as connection:
-            while self._due.wait() and not self._ended:
-                self._due.clear()
-                try:
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                except sqlite3.Error as error:
-                    # nothing is lost: it stays in the log, which is folded later
-                    log.warning("%s: the log cannot be folded: %s", self._uri, error)
-
-    def end(self) -> None:
-        self._ended = True
-        self._due.set()
-        if self._thread is not None:
-            self._thread.join()
-
-
 def _connect(uri: str) -> sqlite3.Connection:
     # transactions are begun by the engine, so that changes of tables are in them too
     return sqlite3.connect(uri, uri=True, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
@@ -231,8 +182,10 @@ def _memory() -> sqlite3.Connection:
     return sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
 
 
-def _engine(connect: Callable[[], sqlite3.Connection], begin: str, pool: type[Pool] = QueuePool) -> Engine:
-    engine = create_engine("sqlite://", creator=connect, poolclass=pool, hide_parameters=True)
+def _engine(
+    connect: Callable[[], sqlite3.Connection], begin: str, pool: type[Pool] = QueuePool, **options: Any
+) -> Engine:
+    engine = create_engine("sqlite://", creator=connect, poolclass=pool, hide_parameters=True, **options)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
